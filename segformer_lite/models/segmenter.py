@@ -1,0 +1,49 @@
+"""What every network in the course shares: how pictures go in and how label maps come out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def preprocess(images: Tensor) -> Tensor:
+    """Pictures as the networks want them: uint8 (B, 3, H, W), 0..255 -> ImageNet-normalised float, same shape.
+
+    Raises ValueError when the tensor is not uint8 or not (B, 3, H, W).
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"preprocess wants uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    # A plain tensor (not a tv_tensors.Image), channels last: the layout in which every block works without copies.
+    images = images.as_subclass(Tensor).float()
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of a (B, K, h, w) map to (B, K, *size), pixel areas aligned (align_corners=False)."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+class Segmenter(nn.Module):
+    """A network that gives class logits (B, num_classes, h, w) for normalised images (B, 3, H, W)."""
+
+    num_classes: int
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor) -> Tensor:
+        """Label map of each image: uint8 (or normalised float) (B, 3, H, W) -> int64 (B, H, W).
+
+        Runs in evaluation mode and leaves the model in the mode it was in.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            x = preprocess(images) if images.dtype == torch.uint8 else images
+            logits = self(x)
+            # Upsample the logits, not the labels: borders stay smooth.
+            return upsample(logits.float(), images.shape[-2:]).argmax(dim=1)
+        finally:
+            self.train(was_training)
