@@ -1,0 +1,267 @@
+"""The command line: `segformer-lite data | train | evaluate | predict | doctor`.
+
+Bad input is one clear line and exit status 2; what came out and how to go on is said at the end of every command.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from . import data
+from .analysis import receptive_field
+from .data.base import IMAGE_SUFFIXES
+from .evaluation import evaluate, resize_for_model
+from .models import Segmenter, preprocess, upsample
+from .show import masks
+from .training import PRESETS, TrainConfig, load_model, train
+from .training.loop import choose_device
+
+SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
+    "data": "a folder, or sample-coco, sample-chest-ct, coco, chest_ct",
+    "model": "network, e.g. segformer_b0",
+    "size": "side of the training crops, px",
+    "base_size": "short side that images are resized to first, px (default: the crop's)",
+    "augment": "none, flip, pspnet or segformer",
+    "steps": "optimiser steps",
+    "epochs": "passes over the data, in place of steps",
+    "batch_size": "images per step",
+    "lr": "peak learning rate of the encoder",
+    "head_lr_mult": "how many times faster the decoder learns",
+    "weight_decay": "AdamW's, on all but norms",
+    "warmup": "steps of rising learning rate",
+    "precision": "auto, fp32, bf16 or fp16",
+    "device": "auto, cpu, cuda, cuda:1, mps",
+    "seed": "of everything random",
+    "eval_every": "steps between validations (0: at the end only)",
+    "checkpoint_every": "steps between checkpoints",
+    "workers": "processes that load data",
+    "folder": "where the run goes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        return _complain("stopped; a run goes on from its last checkpoint with: segformer-lite train --resume FOLDER", 130)
+    except torch.OutOfMemoryError:
+        return _complain("the GPU's memory is full: use a smaller --batch-size or --size")
+    except (ValueError, OSError) as error:
+        # A DataLoader worker wraps an error in its whole traceback; the last line is the message.
+        return _complain(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+
+
+def _complain(message: str, status: int = 2) -> int:
+    print(f"segformer-lite: {message}", file=sys.stderr)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their flags; each command's help ends with an example."""
+    parser = argparse.ArgumentParser(prog="segformer-lite", description="SegFormer from scratch: data, training, masks.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: segformer-lite {example}")
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("data", run_data, "make the synthetic sample in a data set's own layout", "data sample coco")
+    sub.add_argument("what", choices=["sample"])
+    sub.add_argument("kind", choices=["coco", "chest_ct"])
+    sub.add_argument("--out", type=Path, help="folder (default: where `--data sample-...` looks for it)")
+
+    sub = command("train", run_train, "train from scratch, evaluate, draw", "train --preset sample-coco --steps 200")
+    sub.add_argument("--preset", choices=list(PRESETS), help="settings to start from")
+    sub.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    types = {f.name: f.type for f in fields(TrainConfig)}
+    for name, help_text in SETTINGS.items():
+        number = int if types[name] in (int, int | None) else float if types[name] in (float, float | None) else str
+        sub.add_argument("--" + name.replace("_", "-"), type=number, help=help_text)
+    _add_data_options(sub)
+
+    sub = command("evaluate", run_evaluate, "mIoU, Dice and more of a run on a data set",
+                  "evaluate runs/2030-01-31-sample-coco")
+    sub.add_argument("model", type=Path, help="a run's folder or a .safetensors file")
+    sub.add_argument("--data", help="data set (default: the one it was trained on)")
+    sub.add_argument("--split", default="val", choices=["train", "val"])
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--out", type=Path, help="also write the report there as JSON")
+    _add_data_options(sub)
+
+    sub = command("predict", run_predict, "label maps and overlays of your own pictures",
+                  "predict runs/2030-01-31-sample-coco holiday.jpg --out masks")
+    sub.add_argument("model", type=Path, help="a run's folder or a .safetensors file")
+    sub.add_argument("pictures", type=Path, nargs="+", help="picture files, or folders of them")
+    sub.add_argument("--out", type=Path, default=Path("masks"), help="folder for the results (default: masks)")
+    sub.add_argument("--device", default="auto")
+
+    command("doctor", run_doctor, "check this machine: one line per finding, each with a remedy", "doctor")
+    return parser
+
+
+def _add_data_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--classes", type=lambda text: [c.strip() for c in text.split(",")],
+                     help="COCO classes to keep, by name: person,dog")
+    sub.add_argument("--limit", type=int, help="use this many images, chosen by seed")
+    sub.add_argument("--val-patients", type=lambda text: text.split(","), help="chest CT: patients to validate on")
+    sub.add_argument("--split-by", choices=["patient", "slice"], help="chest CT: what is divided (slices leak)")
+
+
+def _data_options(arguments) -> dict:
+    options = {key: getattr(arguments, key) for key in ("classes", "limit", "val_patients", "split_by")}
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def run_data(arguments) -> None:
+    """`data sample`: write the synthetic sample."""
+    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(f"sample-{arguments.kind}"))
+    print(f"sample: {folder}")
+
+
+def run_train(arguments) -> None:
+    """`train`: train, evaluate, and draw what the network does."""
+    changes = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
+    options = _data_options(arguments)
+    if arguments.resume:
+        config = _config_of_run(arguments.resume)
+    else:
+        config = TrainConfig.preset(arguments.preset) if arguments.preset else TrainConfig()
+    if "data" in changes:
+        config = replace(config, data_options={})  # another data set: the preset's options do not fit it
+    config = replace(config, **changes, data_options={**config.data_options, **options})
+    run = train(config, resume=arguments.resume)
+
+    val_set = data.open_dataset(config.data, "val", **config.data_options)
+    draw_results(run.model, val_set, config.short_side, run.folder / "figure.png")
+    (run.folder / "report.txt").write_text(f"{run.report}\n")
+    print(run.report)
+    print(f"\nfigure     {run.folder / 'figure.png'}\nreport     {run.folder / 'report.json'}\n"
+          f"loss       {run.folder / 'loss.png'}\nnetwork    {run.folder / 'model.safetensors'}\n\n"
+          f"your own pictures:  segformer-lite predict {run.folder} PICTURE --out masks")
+
+
+def _config_of_run(folder: Path) -> TrainConfig:
+    """The settings that a run was started with, to go on with."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume from: no {path}")
+    try:
+        settings = json.loads(path.read_text())
+        return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig)})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the settings of a run ({error}); start the run again without --resume") from None
+
+
+def run_evaluate(arguments) -> None:
+    """`evaluate`: the report of a trained network on a data set."""
+    model, description = load_model(arguments.model)
+    options = _data_options(arguments) or (description["data_options"] if arguments.data is None else {})
+    dataset = data.open_dataset(arguments.data or description["data"], arguments.split, **options)
+    model = model.to(choose_device(arguments.device))
+    report = evaluate(model, dataset, description["size"])
+    print(report)
+    if arguments.out:
+        report.save(arguments.out)
+        print(f"\nreport     {arguments.out}")
+
+
+def run_predict(arguments) -> int:
+    """`predict`: for every picture NAME a label map NAME.png (class ids, with palette) and NAME_overlay.png."""
+    model, description = load_model(arguments.model)
+    model = model.to(choose_device(arguments.device))
+    palette = np.array(description["palette"], np.uint8)
+    failed, pictures = [], _find_pictures(arguments.pictures)
+    if any(path.resolve().parent == arguments.out.resolve() for path in pictures):
+        raise ValueError(f"--out {arguments.out} holds the pictures themselves: choose another folder for the results")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for path, name in zip(tqdm(pictures, unit="img", desc="predict"), _distinct(p.stem for p in pictures), strict=True):
+        try:
+            image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
+            labels = predict_labels(model, image, description["size"])
+            _save_picture(_palette_picture(labels, palette), arguments.out / f"{name}.png")
+            _save_picture(Image.fromarray(masks.overlay(image, labels, palette)), arguments.out / f"{name}_overlay.png")
+        except (ValueError, OSError) as error:  # one bad file does not stop the rest
+            failed.append(str(error))
+    for message in failed:
+        print(f"segformer-lite: {message}", file=sys.stderr)
+    print(f"{len(pictures) - len(failed)} of {len(pictures)} pictures done: {arguments.out}")
+    return 2 if failed else 0
+
+
+@torch.inference_mode()
+def predict_labels(model: Segmenter, image: torch.Tensor, size: int) -> np.ndarray:
+    """Label map (H, W) of one uint8 image (3, H, W), seen by the network at short side `size`, as in training."""
+    device = next(model.parameters()).device
+    logits = model(preprocess(resize_for_model(image, size)[None].to(device)))
+    return upsample(logits.float(), image.shape[-2:]).argmax(1)[0].cpu().numpy().astype(np.uint8)
+
+
+def draw_results(model: Segmenter, dataset, size: int, path: Path, count: int = 5) -> None:
+    """Write input | prediction | label | receptive field of `count` images spread over a data set."""
+    device = next(model.parameters()).device
+    items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)]
+    predictions = [predict_labels(model, image, size) for image, _ in items]
+    maps = [np.asarray(receptive_field(model, resize_for_model(image, size)[None].to(device), "decoder"))
+            for image, _ in items]
+    figure = masks.comparison([i for i, _ in items], predictions, [m for _, m in items], dataset.classes,
+                              dataset.palette, fields=maps)
+    figure.savefig(path, dpi=120)
+
+
+def run_doctor(arguments) -> int:
+    """`doctor`: what works on this machine and what does not."""
+    from .course import doctor
+
+    return doctor.main()
+
+
+def _find_pictures(paths: list[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ValueError(f"no pictures in {path}; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"no such picture or folder: {path}")
+    return found
+
+
+def _distinct(names):
+    """The names, with -2, -3, ... where two pictures of one name would write over each other."""
+    taken: set[str] = set()
+    for name in names:
+        candidate, number = name, 2
+        while candidate in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate)
+        yield candidate
+
+
+def _palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())  # the pixels stay class ids; the colours are for looking
+    return picture
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    beside = path.with_suffix(".part")
+    picture.save(beside, format="PNG")
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What every check says when an answer is wrong: what came, what was expected, what the likely cause is."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def same(got, wanted: Tensor, what: str, slips: Iterable[tuple[str, Tensor]] = ()) -> None:
+    """Raise AssertionError unless `got` is a tensor equal to `wanted` up to rounding.
+
+    what: names the case in the message. slips: (likely cause, the result it gives) for typical mistakes.
+    """
+    if got is None:
+        raise AssertionError(f"{what}: got None; is a `return` missing?")
+    if not isinstance(got, Tensor):
+        raise AssertionError(f"{what}: expected a tensor, got {type(got).__name__}")
+    shapes_agree = got.shape == wanted.shape
+    if shapes_agree and torch.allclose(got.to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5):
+        return
+    causes = [cause for cause, result in slips if got.shape == result.shape and torch.allclose(
+        got.to(result.dtype), result, rtol=1e-4, atol=1e-5)]
+    hint = f" Likely cause: {causes[0]}." if causes else ""
+    if not shapes_agree:
+        raise AssertionError(f"{what}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}.{hint}")
+    worst = (got.to(wanted.dtype) - wanted).abs().max().item()
+    raise AssertionError(f"{what}: the shape is right, the numbers are not (largest difference {worst:.3g}).{hint}")
+
+
+def true(condition: bool, message: str) -> None:
+    """Raise AssertionError with `message` unless `condition` holds (`assert` would vanish under -O)."""
+    if not condition:
+        raise AssertionError(message)

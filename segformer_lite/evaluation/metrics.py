@@ -1,0 +1,98 @@
+"""Counting right and wrong pixels: one confusion matrix over the whole data set, and what follows from it."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# COCO's size bins as shares of the picture (32² and 96² px of a 640 x 480 one), so that they hold at any size.
+SIZE_BINS = {"small": (0.0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03, 1.01)}
+
+
+def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Pixels by (label, prediction): int64 (K, K). Pixels labelled `ignore_index` are left out of both."""
+    valid = label != ignore_index
+    pairs = num_classes * label[valid] + prediction[valid]
+    return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def iou_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class: I / (P + L - I); NaN where neither label nor prediction has it.
+
+    A class that is predicted somewhere but labelled nowhere counts as 0.
+    """
+    intersection, label, prediction = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid="ignore"):
+        return intersection / (label + prediction - intersection)
+
+
+def dice_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Dice coefficient of each class: 2 I / (P + L) = 2 IoU / (1 + IoU); NaN as in `iou_per_class`."""
+    with np.errstate(invalid="ignore"):
+        return 2 * np.diag(confusion) / (confusion.sum(0) + confusion.sum(1))
+
+
+def boundary_distance(height: int, width: int, share: float = 0.02) -> int:
+    """Width d of the boundary band in px: 2 % of the picture's diagonal, at least 1."""
+    return max(1, round(share * (height**2 + width**2) ** 0.5))
+
+
+def boundary(mask: Tensor, d: int) -> Tensor:
+    """The inner band of a bool (..., H, W) mask: its pixels within d px of its edge or of the picture's."""
+    outside = F.pad((~mask).float().view(-1, 1, *mask.shape[-2:]), (d, d, d, d), value=1.0)
+    grown = F.max_pool2d(F.max_pool2d(outside, (2 * d + 1, 1), 1), (1, 2 * d + 1), 1)
+    return mask & grown.bool().view(mask.shape)
+
+
+def boundary_counts(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Intersection and union of the boundary bands of each class in one picture: int64 (2, K).
+
+    Arguments: `prediction` and `label` (H, W). Source: Boundary IoU, Cheng et al. 2021, section 4.
+    """
+    counts = torch.zeros(2, num_classes, dtype=torch.int64)
+    valid = label != ignore_index
+    present = torch.unique(torch.cat([prediction[valid], label[valid]])).long()
+    if len(present) == 0:
+        return counts
+    prediction = torch.where(valid, prediction, ignore_index)
+    d = boundary_distance(*label.shape)
+    p = boundary(prediction == present.view(-1, 1, 1), d) & valid
+    q = boundary(label == present.view(-1, 1, 1), d) & valid
+    counts[0, present.cpu()] = (p & q).sum((1, 2)).cpu()
+    counts[1, present.cpu()] = (p | q).sum((1, 2)).cpu()
+    return counts
+
+
+def connected_components(mask: Tensor) -> Tensor:
+    """Number the 4-connected regions of a bool (H, W) mask: int64 (H, W), 0 outside, 1, 2, ... inside.
+
+    Every pixel takes the largest number among its neighbours until nothing changes.
+    """
+    number = torch.arange(1, mask.numel() + 1, device=mask.device).view(mask.shape) * mask
+    while True:
+        up = F.pad(number, (1, 1, 1, 1))
+        new = torch.stack([number, up[:-2, 1:-1], up[2:, 1:-1], up[1:-1, :-2], up[1:-1, 2:]]).amax(0) * mask
+        # Pointer jumping: take over the number of the pixel that one's number names; rounds fall to a logarithm.
+        new = torch.where(mask, new.flatten()[(new - 1).clamp(min=0)], 0)
+        if torch.equal(new, number):
+            return torch.unique(number, return_inverse=True)[1] + int(mask.all())
+        number = new
+
+
+def size_counts(prediction: Tensor, label: Tensor, ignore_index: int = 255) -> np.ndarray:
+    """How the labelled regions of one picture fared, by size bin: int64 (3, 4).
+
+    Rows: small, medium, large. Columns: regions, regions found (at least half of their pixels right), their
+    pixels, their pixels that are right. A region is a connected component of a foreground class.
+    """
+    counts = np.zeros((len(SIZE_BINS), 4), dtype=np.int64)
+    edges = np.array([low for low, _ in SIZE_BINS.values()][1:]) * label.numel()
+    for c in torch.unique(label).tolist():
+        if c in (0, ignore_index):
+            continue
+        regions = connected_components(label == c)
+        pixels = torch.bincount(regions.flatten())[1:].cpu().numpy()
+        right = torch.bincount(regions[prediction == c].flatten(), minlength=len(pixels) + 1)[1:].cpu().numpy()
+        rows = np.searchsorted(edges, pixels, side="right")
+        np.add.at(counts, rows, np.stack([np.ones_like(pixels), 2 * right >= pixels, pixels, right], axis=1))
+    return counts

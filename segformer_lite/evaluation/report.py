@@ -1,0 +1,196 @@
+"""Evaluate a network on a data set, and the report that comes out."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+from tqdm.auto import tqdm
+
+from ..models import Segmenter, preprocess, upsample
+from . import metrics
+
+
+@dataclass
+class Report:
+    """What an evaluation found; every figure follows from the counts in it.
+
+    `classes`: names; `confusion` (K, K) pixels by (label, prediction); `boundary` (2, K): intersection and union of
+    boundary bands; `sizes` (3, 4): see `metrics.size_counts`; `losses`: mean cross-entropy of each picture, `names`:
+    of each picture. Means leave out classes that are neither labelled nor predicted anywhere.
+    """
+
+    classes: list[str]
+    confusion: np.ndarray
+    boundary: np.ndarray
+    sizes: np.ndarray
+    losses: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    @property
+    def iou(self) -> np.ndarray:
+        """IoU of each class (K,), NaN for absent ones."""
+        return metrics.iou_per_class(self.confusion)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU; background counts."""
+        return _mean(self.iou)
+
+    @property
+    def miou_foreground(self) -> float:
+        """Mean IoU without class 0."""
+        return _mean(self.iou[1:])
+
+    @property
+    def dice(self) -> float:
+        """Mean Dice; background counts."""
+        return _mean(metrics.dice_per_class(self.confusion))
+
+    @property
+    def dice_foreground(self) -> float:
+        """Mean Dice without class 0."""
+        return _mean(metrics.dice_per_class(self.confusion)[1:])
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of labelled pixels that are right."""
+        return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
+
+    @property
+    def boundary_iou(self) -> float:
+        """Mean over classes of the IoU of boundary bands (2 % of the diagonal wide); background counts."""
+        with np.errstate(invalid="ignore"):
+            return _mean(self.boundary[0] / self.boundary[1])
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """iou, dice, recall, precision of each class and its share of the labelled pixels."""
+        label, prediction = self.confusion.sum(1), self.confusion.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            columns = {"iou": self.iou, "dice": metrics.dice_per_class(self.confusion),
+                       "recall": np.diag(self.confusion) / label, "precision": np.diag(self.confusion) / prediction,
+                       "share": label / label.sum()}
+        return {name: {key: float(column[i]) for key, column in columns.items()}
+                for i, name in enumerate(self.classes)}
+
+    @property
+    def per_size(self) -> dict[str, dict[str, float]]:
+        """For small, medium and large regions: how many, the share found, and the recall of their pixels."""
+        return {name: {"regions": int(n), "found": float(found / n) if n else float("nan"),
+                       "recall": float(right / pixels) if n else float("nan")}
+                for name, (n, found, pixels, right) in zip(metrics.SIZE_BINS, self.sizes, strict=True)}
+
+    def summary(self) -> dict[str, float]:
+        """The headline figures."""
+        return {key: getattr(self, key) for key in ("miou", "miou_foreground", "dice", "dice_foreground",
+                                                    "pixel_accuracy", "boundary_iou")}
+
+    def save(self, path: str | Path) -> None:
+        """Write figures and counts as JSON (beside, then renamed; NaN becomes null)."""
+        content = {**self.summary(), "per_class": self.per_class, "per_size": self.per_size,
+                   "confusion": self.confusion.tolist()}
+        beside = Path(path).with_suffix(".part")
+        beside.write_text(json.dumps(_nan_to_none(content), indent=1))
+        beside.replace(path)
+
+    def __str__(self) -> str:
+        lines = ["  ".join(f"{key} {value:.3f}" for key, value in self.summary().items()), ""]
+        lines += [f"{'class':<16}{'IoU':>7}{'Dice':>7}{'recall':>8}{'share':>8}"]
+        lines += [f"{name:<16}{c['iou']:>7.3f}{c['dice']:>7.3f}{c['recall']:>8.3f}{c['share']:>8.1%}"
+                  for name, c in self.per_class.items() if not np.isnan(c["iou"])]
+        lines += ["", f"{'region size':<16}{'regions':>8}{'found':>7}{'recall':>8}"]
+        lines += [f"{name:<16}{s['regions']:>8}{s['found']:>7.2f}{s['recall']:>8.2f}"
+                  for name, s in self.per_size.items()]
+        return "\n".join(lines)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _nan_to_none(value):
+    if isinstance(value, dict):
+        return {k: _nan_to_none(v) for k, v in value.items()}
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def aligned_size(height: int, width: int, short_side: int, multiple: int = 32) -> tuple[int, int]:
+    """Size with the short side `short_side` px, the aspect kept, both sides rounded to multiples of 32.
+
+    At such sizes every token becomes a key: reduction drops none. Source: the released test settings.
+    """
+    scale = short_side / min(height, width)
+    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+
+
+def resize_for_model(image: Tensor, short_side: int | None) -> Tensor:
+    """uint8 (3, H, W) resized to `aligned_size`; as it is when `short_side` is None."""
+    if short_side is None:
+        return image
+    return TF.resize(image, list(aligned_size(*image.shape[-2:], short_side)), antialias=True)
+
+
+@torch.inference_mode()
+def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int = 8, progress: bool = True) -> Report:
+    """Compare a network's label maps with a data set's, at the labels' own resolution.
+
+    Arguments: `model`, on any device, evaluated as it is (its mode is restored); `dataset`: items (uint8 image,
+    int64 label map), `classes`, `ignore_index`; `size`: short side in px that pictures are resized to before the
+    network sees them (None: as they are); logits are upsampled back to each label map before the decision.
+    Raises ValueError when model and data set differ in the number of classes.
+    """
+    num_classes = len(dataset.classes)
+    if model.num_classes != num_classes:
+        raise ValueError(f"the model gives {model.num_classes} classes but the data set has {num_classes} "
+                         f"({', '.join(dataset.classes[:4])}, ...); choose the data set it was trained on")
+    report = Report(list(dataset.classes), np.zeros((num_classes, num_classes), np.int64),
+                    np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 4), np.int64),
+                    [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress, leave=False) as bar:
+            for indices, images, labels in _batches(dataset, size, batch_size):
+                logits = model(preprocess(images.to(device)))
+                for i, label, logit in zip(indices, labels, logits.float(), strict=True):
+                    _count(report, i, upsample(logit[None], label.shape[-2:])[0], label.to(device), dataset.ignore_index)
+                bar.update(len(indices))
+    finally:
+        model.train(was_training)
+    return report
+
+
+def _batches(dataset, size: int | None, batch_size: int):
+    """Items in order, gathered into batches of one shape: (indices, images (B, 3, H, W), list of labels)."""
+    waiting: dict[tuple, list] = {}
+    for i in range(len(dataset)):
+        image, label = dataset[i]
+        image = resize_for_model(image.as_subclass(Tensor), size)
+        group = waiting.setdefault(tuple(image.shape), [])
+        group.append((i, image, label.as_subclass(Tensor)))
+        if len(group) == batch_size:
+            yield _stack(waiting.pop(tuple(image.shape)))
+    for group in waiting.values():
+        yield _stack(group)
+
+
+def _stack(group: list) -> tuple:
+    indices, images, labels = zip(*group, strict=True)
+    return indices, torch.stack(images), labels
+
+
+def _count(report: Report, i: int, logits: Tensor, label: Tensor, ignore_index: int) -> None:
+    """Add one picture's counts to the report: `logits` (K, H, W), `label` (H, W)."""
+    num_classes = len(report.classes)
+    prediction = logits.argmax(0)
+    valid = (label != ignore_index).sum().clamp(min=1)
+    loss = torch.nn.functional.cross_entropy(logits[None], label[None], ignore_index=ignore_index, reduction="sum")
+    report.losses[i] = float(loss / valid)
+    report.confusion += metrics.confusion_matrix(prediction, label, num_classes, ignore_index).cpu().numpy()
+    report.boundary += metrics.boundary_counts(prediction, label, num_classes, ignore_index).numpy()
+    report.sizes += metrics.size_counts(prediction, label, ignore_index)

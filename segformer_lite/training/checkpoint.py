@@ -1,0 +1,83 @@
+"""Files of a run: the weights that others load (safetensors), and the checkpoint that training resumes from."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..models import Segmenter, create_model
+
+WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
+
+
+def save_model(model: nn.Module, path: str | Path, description: dict) -> None:
+    """Write weights as safetensors with `description` (model name, classes, size, ...) in the header.
+
+    Written beside, then renamed: a crash leaves the old file or the new one, never half of one.
+    """
+    beside = Path(path).with_suffix(".part")
+    # safetensors wants plain row-major tensors; channels-last weights are only another layout of the same values.
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, beside, metadata={"segformer_lite": json.dumps(description)})
+    beside.replace(path)
+
+
+def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
+    """The network in a run's folder or a .safetensors file, and its description.
+
+    Arguments: `options` for `create_model`: the learner's own classes, if the run used any.
+    Raises FileNotFoundError or ValueError (in one line) for what is missing, truncated, foreign or does not fit.
+    """
+    path = Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}; give a run's folder (it holds {WEIGHTS}) or a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator of its own)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from None
+    if "segformer_lite" not in metadata:
+        raise ValueError(f"{path} was not written by segformer_lite: its header names no model")
+    description = json.loads(metadata["segformer_lite"])
+    model = create_model(description["model"], len(description["classes"]), **{**description["model_options"], **options})
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} does not fit {description['model']} with {len(description['classes'])} classes: {first}"
+                         ) from None
+    return model.eval(), description
+
+
+def save_checkpoint(path: str | Path, step: int, model: nn.Module, optimizer, scaler, settings: dict) -> None:
+    """Write all that training needs to go on after `step` steps; beside, then renamed.
+
+    Randomness is a function of (seed, step, index), so no generator's state is kept.
+    """
+    beside = Path(path).with_suffix(".part")
+    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(), "settings": settings}, beside)
+    beside.replace(path)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint; tensors and plain values only, so a stranger's file runs no code.
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume from: no {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["step"], content["settings"]  # noqa: B018 (a foreign file has neither)
+    except Exception as error:  # whatever a broken file raises: zip, pickle, key and type errors alike
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint of this course ({reason[:80]}); "
+                         "start the run again without --resume") from None
+    return content

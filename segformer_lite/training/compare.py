@@ -1,0 +1,69 @@
+"""Every ablation of the course is one call: the same settings but for one thing, several seeds, a table."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..show.curves import bars
+from .checkpoint import CHECKPOINT
+from .config import TrainConfig
+from .loop import train
+
+
+@dataclass
+class Comparison:
+    """`results`: name -> the summary (`Report.summary()`) of each seed's run, with its parameter count."""
+
+    results: dict[str, list[dict[str, float]]]
+
+    def values(self, metric: str = "miou") -> dict[str, list[float]]:
+        """name -> the metric of each seed."""
+        return {name: [run[metric] for run in runs] for name, runs in self.results.items()}
+
+    def mean_sd(self, metric: str = "miou") -> dict[str, tuple[float, float]]:
+        """name -> mean and sample standard deviation over seeds (NaN with one seed)."""
+        return {name: (float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float("nan"))
+                for name, v in self.values(metric).items()}
+
+    def figure(self, metric: str = "miou") -> Figure:
+        """Bars of the mean, a dot per seed."""
+        seeds = max(map(len, self.results.values()))
+        return bars(self.values(metric), f"{metric} (bar: mean, line: sd, dots: {seeds} seeds)")
+
+    def save(self, path: str | Path) -> None:
+        """Write the results as JSON (beside, then renamed)."""
+        beside = Path(path).with_suffix(".part")
+        beside.write_text(json.dumps(self.results, indent=1))
+        beside.replace(path)
+
+    def __str__(self) -> str:
+        columns = ("miou", "miou_foreground", "boundary_iou", "pixel_accuracy")
+        width = max(map(len, self.results)) + 2
+        lines = [f"{'':<{width}}{'parameters':>12}" + "".join(f"{c:>18}" for c in columns)]
+        for name, runs in self.results.items():
+            cells = [self.mean_sd(c)[name] for c in columns]
+            lines.append(f"{name:<{width}}{runs[0]['parameters']:>12,}"
+                         + "".join(f"{f'{m:.3f} ± {s:.3f}':>18}" for m, s in cells))
+        return "\n".join(lines)
+
+
+def compare(configs: dict[str, TrainConfig], seeds: int = 3, folder: str | Path = "runs/compare",
+            progress: bool = True) -> Comparison:
+    """Train every config with seeds 0 to `seeds` - 1 and set the validation results side by side.
+
+    Arguments: `configs`: name -> settings (their `seed` and `folder` are replaced); `folder` gets one run each
+    under name/seed; a finished run of the same settings there is not trained again.
+    """
+    results = {}
+    for name, config in configs.items():
+        results[name] = []
+        for seed in range(seeds):
+            place = Path(folder) / name / str(seed)
+            run = train(replace(config, seed=seed, folder=str(place)), resume=place if (place / CHECKPOINT).exists() else None,
+                        progress=progress)
+            parameters = sum(p.numel() for p in run.model.parameters())
+            results[name].append({**run.report.summary(), "parameters": parameters})
+    return Comparison(results)

@@ -1,0 +1,84 @@
+"""What a training run is: every setting in one dataclass, and the named presets."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+
+
+@dataclass
+class TrainConfig:
+    """All settings of one run; the run's numbers are a function of them.
+
+    `data`: a data set's name or the path of a folder; `data_options` go to its class (`classes`, `limit`, ...).
+    `model`: a name of `list_models()`; `model_options` go to `create_model`. Images are resized to `base_size`
+    px on the short side (default: `size`), augmented by `augment` ("none", "flip", "pspnet", "segformer") and
+    cut to `size` x `size`. `steps` optimiser steps of `batch_size`; `epochs`, when given, sets the steps.
+    `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; gradients
+    are clipped to norm `clip`. `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
+    `eval_every` steps between validations (0: only at the end), `checkpoint_every` steps between checkpoints.
+    `workers`: processes that load data. `folder`: where the run goes (default runs/<date>-<name>).
+    """
+
+    data: str = "sample-coco"
+    model: str = "segformer_b0"
+    size: int = 128
+    base_size: int | None = None
+    augment: str = "pspnet"
+    steps: int = 1000
+    epochs: float | None = None
+    batch_size: int = 16
+    lr: float = 1e-3
+    head_lr_mult: float = 10.0
+    weight_decay: float = 0.01
+    warmup: int = 50
+    clip: float = 1.0
+    precision: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    eval_every: int = 0
+    checkpoint_every: int = 500
+    workers: int = 0
+    data_options: dict = field(default_factory=dict)
+    model_options: dict = field(default_factory=dict)
+    name: str | None = None
+    folder: str | None = None
+
+    def __post_init__(self):
+        for setting in ("size", "batch_size", "checkpoint_every"):
+            if getattr(self, setting) < 1:
+                raise ValueError(f"{setting} must be at least 1, got {getattr(self, setting)}")
+        if self.steps < 0 or self.size < 32:
+            raise ValueError(f"steps must not be negative and size at least 32 px, got {self.steps} and {self.size}")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
+
+    @staticmethod
+    def preset(name: str, **changes) -> "TrainConfig":
+        """The preset `name` with some settings changed. Raises ValueError for an unknown name or setting."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        known = {f.name for f in fields(TrainConfig)}
+        if unknown := sorted(set(changes) - known):
+            raise ValueError(f"no setting {unknown[0]!r} in TrainConfig; there are {', '.join(sorted(known))}")
+        return replace(PRESETS[name], name=changes.pop("name", name), **changes)
+
+    @property
+    def short_side(self) -> int:
+        return self.base_size or self.size
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON; a learner's own class is kept by its name."""
+        values = asdict(self)
+        values["model_options"] = {k: getattr(v, "__qualname__", v) for k, v in self.model_options.items()}
+        return values
+
+
+PRESETS = {
+    # Two minutes on two CPU cores, seconds on a GPU.
+    "sample-coco": TrainConfig(data="sample-coco", size=128),
+    "sample-chest-ct": TrainConfig(data="sample-chest-ct", size=128),
+    # The report, section 4.1: 50,000 COCO images of 256 x 256 px, 100 epochs from scratch, PSPNet's augmentation.
+    "report-coco": TrainConfig(data="coco", size=256, batch_size=64, epochs=100, warmup=1500, workers=8,
+                               eval_every=10_000, checkpoint_every=2000, data_options={"limit": 50_000}),
+    # The report, section 4.2: 15,000 chest CT slices of 512 x 512 px, 50 epochs.
+    "report-chest-ct": TrainConfig(data="chest_ct", size=512, batch_size=32, epochs=50, warmup=500, workers=8,
+                                   eval_every=5000, checkpoint_every=1000, data_options={"limit": 15_000}),
+}

@@ -1,0 +1,159 @@
+"""Metrics on drawings one can check by eye, and the report of a data set."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from segformer_lite.evaluation import Report, aligned_size, evaluate, metrics
+from segformer_lite.models import Segmenter
+
+
+def matrix(label, prediction, classes):
+    return metrics.confusion_matrix(torch.tensor(prediction), torch.tensor(label), classes).numpy()
+
+
+def test_confusion_rows_are_labels_and_255_counts_nowhere():
+    assert matrix([[0, 1, 255]], [[1, 1, 2]], 3).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_absent_class_is_left_out_and_invented_class_is_zero():
+    iou = metrics.iou_per_class(matrix([[0, 0, 1, 1]], [[0, 0, 1, 2]], 4))
+    assert iou[:3].tolist() == [1.0, 0.5, 0.0] and np.isnan(iou[3])
+
+
+def test_dice_follows_from_iou():
+    confusion = np.random.default_rng(0).integers(1, 100, (5, 5))
+    iou, dice = metrics.iou_per_class(confusion), metrics.dice_per_class(confusion)
+    np.testing.assert_allclose(dice, 2 * iou / (1 + iou))
+
+
+def report_of(label, prediction, classes=3):
+    confusion = matrix(label, prediction, classes)
+    return Report([str(i) for i in range(classes)], confusion, np.zeros((2, classes), int), np.zeros((3, 4), int))
+
+
+def test_report_means_with_and_without_background():
+    report = report_of([[0, 0, 0, 0, 1, 1]], [[0, 0, 0, 1, 1, 1]])
+    assert report.miou == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert report.miou_foreground == pytest.approx(2 / 3)
+    assert report.dice == pytest.approx((6 / 7 + 4 / 5) / 2)
+    assert report.pixel_accuracy == pytest.approx(5 / 6)
+    assert report.per_class["1"]["recall"] == 1 and report.per_class["1"]["precision"] == pytest.approx(2 / 3)
+
+
+def test_boundary_is_the_inner_band_and_the_picture_edge_counts():
+    mask = torch.zeros(12, 12, dtype=torch.bool)
+    mask[0:6, 3:9] = True
+    band = metrics.boundary(mask, 1)
+    expected = mask.clone()
+    expected[1:5, 4:8] = False
+    assert torch.equal(band, expected)
+
+
+def test_boundary_counts_agree_with_repeated_erosion():
+    torch.manual_seed(0)
+    label = (torch.rand(1, 1, 9, 12) > 0.5).float()
+    label = torch.nn.functional.interpolate(label, scale_factor=8)[0, 0].long()  # 72 x 96: d = 2
+    prediction = label.roll(3, 0)
+    assert metrics.boundary_distance(72, 96) == 2
+
+    def band(mask):
+        eroded = mask
+        for _ in range(2):
+            padded = torch.nn.functional.pad(eroded, (1, 1, 1, 1))
+            eroded = torch.stack([padded[i:i + 72, j:j + 96] for i in range(3) for j in range(3)]).all(0)
+        return mask & ~eroded
+
+    counts = metrics.boundary_counts(prediction, label, 2)
+    for c in (0, 1):
+        p, q = band(prediction == c), band(label == c)
+        assert counts[:, c].tolist() == [(p & q).sum().item(), (p | q).sum().item()]
+
+
+@pytest.mark.parametrize(("side", "d"), [(64, 2), (128, 4), (256, 7), (512, 14)])
+def test_boundary_distance_is_two_percent_of_the_diagonal(side, d):
+    assert metrics.boundary_distance(side, side) == d
+
+
+def test_connected_components_are_4_connected():
+    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
+    regions = metrics.connected_components(mask)
+    assert regions.max() == 4 and torch.equal(regions > 0, mask)
+    assert regions[0, 0] == regions[1, 1] != regions[2, 0]
+    assert metrics.connected_components(torch.ones(5, 7, dtype=torch.bool)).unique().tolist() == [1]
+    assert metrics.connected_components(torch.zeros(5, 7, dtype=torch.bool)).unique().tolist() == [0]
+
+
+def test_connected_components_follow_a_spiral():
+    mask = torch.ones(41, 41, dtype=torch.bool)
+    for k in range(1, 20, 2):  # rings, each cut open at one place
+        mask[k, k:41 - k] = mask[40 - k, k:41 - k] = mask[k:41 - k, k] = mask[k:41 - k, 40 - k] = False
+        mask[k, k + 1] = True
+    assert metrics.connected_components(mask).max() == 1
+
+
+def test_size_counts_bin_regions_and_count_found_ones():
+    label = torch.zeros(100, 120, dtype=torch.int64)  # small below 40 px, large from 360 px
+    label[0:4, 0:4] = 1  # small, found
+    label[20:26, 20:26] = 1  # small (36 px), a third right
+    label[50:60, 0:10] = 2  # medium, missed
+    label[60:100, 60:100] = 2  # large, all right
+    prediction = torch.zeros_like(label)
+    prediction[0:4, 0:4] = 1
+    prediction[20:26, 20:22] = 1
+    prediction[60:100, 60:100] = 2
+    assert metrics.size_counts(prediction, label).tolist() == [[2, 1, 52, 28], [1, 0, 100, 0], [1, 1, 1600, 1600]]
+
+
+class FromRed(Segmenter):
+    """Reads the class off the red channel, so that evaluation itself is under test."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        red = ((x[:, 0] * 0.229 + 0.485) * 255).round()
+        return torch.stack([-(red - 100 * k).abs() for k in range(3)], dim=1) + 0 * self.anchor
+
+
+class Drawings(torch.utils.data.Dataset):
+    classes, ignore_index = ["background", "a", "b"], 255
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        size = (40, 60) if i % 2 else (50, 40)
+        label = torch.randint(0, 3, size, generator=torch.Generator().manual_seed(i))
+        image = torch.stack([label * 100] * 3).to(torch.uint8)
+        label[0, :5] = 255
+        return image, label
+
+
+def test_evaluate_counts_every_valid_pixel_once_whatever_the_shapes(tmp_path):
+    model = FromRed().train()
+    report = evaluate(model, Drawings(), progress=False, batch_size=2)
+    assert report.confusion.sum() == 3 * 50 * 40 + 2 * 40 * 60 - 25
+    assert report.miou == report.pixel_accuracy == report.boundary_iou == 1 and model.training
+    assert report.per_size["small"]["found"] == 1
+    report.save(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["miou"] == 1
+    assert "pixel_accuracy 1.000" in str(report)
+
+
+def test_evaluate_refuses_another_number_of_classes():
+    model = FromRed()
+    model.num_classes = 21
+    with pytest.raises(ValueError, match="21 classes but the data set has 3"):
+        evaluate(model, Drawings(), progress=False)
+
+
+def test_aligned_size_keeps_aspect_on_multiples_of_32():
+    assert aligned_size(480, 640, 256) == (256, 352)
+    assert aligned_size(1000, 100, 64) == (640, 64)
+    assert all(side % 32 == 0 for side in aligned_size(333, 517, 128))
