@@ -52,7 +52,9 @@ def masters(chosen: list[str] | None = None) -> list[Path]:
     found = sorted((FOLDER / "masters").glob("[0-9][0-9]_*.py"))
     for number in chosen or []:
         if not any(path.name.startswith(number) for path in found):
-            raise ValueError(f"no master starts with {number!r}; there are: {', '.join(p.stem for p in found)}")
+            raise ValueError(
+                f"no master starts with {number!r}; there are: {', '.join(p.stem for p in found)}"
+            )
     return [path for path in found if not chosen or path.name.startswith(tuple(chosen))]
 
 
@@ -100,8 +102,13 @@ def _notebook(cells: list, digest: str, solved: bool) -> nbformat.NotebookNode:
 def execute(book: nbformat.NotebookNode, folder: Path) -> None:
     """Run top to bottom in a fresh kernel inside `folder`, then bring the outputs into one canonical form."""
     folder.mkdir(exist_ok=True)
-    client = NotebookClient(book, kernel_name="python3", timeout=300, record_timing=False,
-                            resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        book,
+        kernel_name="python3",
+        timeout=300,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
     client.execute(env={**os.environ, **ENV})
     book.metadata = nbformat.from_dict({**METADATA, "segformer_lite": book.metadata["segformer_lite"]})
     for cell in book.cells:
@@ -116,8 +123,10 @@ def _canonical(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stderr":
             if not ignored:
-                raise ValueError(f"this cell writes to stderr: mend it or tag it nbval-ignore-output\n{cell.source}"
-                                 f"\n--- stderr ---\n{output.text}")
+                raise ValueError(
+                    f"this cell writes to stderr: mend it or tag it nbval-ignore-output\n{cell.source}"
+                    f"\n--- stderr ---\n{output.text}"
+                )
             continue
         if output.output_type == "error":  # name and message are the lesson; frames hold machine paths
             output.traceback = [f"{output.ename}: {output.evalue}".rstrip(": ")]
@@ -139,7 +148,7 @@ def write(book: nbformat.NotebookNode, path: Path) -> None:
 
 
 def differences(wanted: nbformat.NotebookNode, path: Path) -> str | None:
-    """What sets the stored notebook apart from what its master asks for, outputs aside; None if nothing does."""
+    """How the stored notebook differs from what its master gives, outputs aside; None if it does not."""
     if not path.exists():
         return f"{path.name} is missing"
     stored = nbformat.read(path, as_version=4)
@@ -155,10 +164,14 @@ def differences(wanted: nbformat.NotebookNode, path: Path) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("chapter", nargs="*", help="chapter numbers, for example 03; all when none is given")
     parser.add_argument("--force", action="store_true", help="execute even when the master has not changed")
-    parser.add_argument("--check", action="store_true", help="compare only, run nothing; exit 1 on a difference")
+    parser.add_argument(
+        "--check", action="store_true", help="compare only, run nothing; exit 1 on a difference"
+    )
     args = parser.parse_args(argv)
     try:
         chosen = masters(args.chapter)

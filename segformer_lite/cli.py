@@ -21,6 +21,7 @@ from .evaluation import evaluate, resize_for_model
 from .models import Segmenter, preprocess, upsample
 from .show import masks
 from .training import PRESETS, TrainConfig, load_model, train
+from .training.config import require_own_classes
 from .training.loop import choose_device
 
 SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
@@ -124,7 +125,7 @@ def _data_options(arguments) -> dict:
 
 def run_data(arguments) -> None:
     """`data sample`: write the synthetic sample."""
-    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(f"sample-{arguments.kind}"))
+    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder("sample-" + arguments.kind.replace("_", "-")))
     print(f"sample: {folder}")
 
 
@@ -157,6 +158,7 @@ def _config_of_run(folder: Path) -> TrainConfig:
         raise FileNotFoundError(f"nothing to resume from: no {path}")
     try:
         settings = json.loads(path.read_text())
+        require_own_classes(settings["model_options"], path)
         return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the settings of a run ({error}); start the run again without --resume") from None

@@ -32,7 +32,9 @@ def patchify(image, size):
 
 def coverage(height, width, kernel, stride):
     ones = torch.ones(1, 1, height, width)
-    return F.conv2d(ones, torch.ones(1, 1, kernel, kernel), stride=stride, padding=kernel // 2)[0, 0] / kernel**2
+    return (
+        F.conv2d(ones, torch.ones(1, 1, kernel, kernel), stride=stride, padding=kernel // 2)[0, 0] / kernel**2
+    )
 
 
 def by_unfold(order):
@@ -40,6 +42,7 @@ def by_unfold(order):
         b, c, height, width = image.shape
         h, w = height // size, width // size
         return image.reshape(b, c, h, size, w, size).permute(order).reshape(b, h, w, -1)
+
     return patches
 
 
@@ -80,25 +83,35 @@ ACCEPTED = [
     (checks.plain_model, model()),
 ]
 REJECTED = [
-    (checks.stage_sizes, stub, None), (checks.stage_sizes, nothing, "return"),
+    (checks.stage_sizes, stub, None),
+    (checks.stage_sizes, nothing, "return"),
     (checks.stage_sizes, lambda h, w: [(h // s, w // s) for s in (4, 8, 16, 32)], "rounding down"),
     (checks.stage_sizes, lambda h, w: [(a, b) for b, a in stage_sizes(h, w)], "exchanged"),
     (checks.stage_sizes, lambda h, w: [(-(-h // s), -(-w // s)) for s in (2, 4, 8, 16)], "halves"),
     (checks.stage_sizes, lambda h, w: [(round(h / s), round(w / s)) for s in (4, 8, 16, 32)], "expected"),
-    (checks.patchify, stub, None), (checks.patchify, nothing, "return"),
+    (checks.patchify, stub, None),
+    (checks.patchify, nothing, "return"),
     (checks.patchify, lambda x, s: x.reshape(len(x), x.shape[2] // s, x.shape[3] // s, -1), "reshape alone"),
     (checks.patchify, by_unfold((0, 2, 4, 3, 5, 1)), "y, x, C"),
     (checks.patchify, by_unfold((0, 2, 4, 1, 5, 3)), "x and y"),
     (checks.patchify, by_unfold((0, 4, 2, 1, 3, 5)), "column by column"),
     (checks.patchify, by_unfold((0, 1, 2, 3, 4, 5)), "mixed|reshape alone"),
     (checks.patchify, lambda x, s: patchify(x, s).flatten(1, 2), "expected shape"),
-    (checks.coverage, stub, None), (checks.coverage, nothing, "return"),
+    (checks.coverage, stub, None),
+    (checks.coverage, nothing, "return"),
     (checks.coverage, lambda h, w, k, s: coverage(h, w, k, s) * k * k, "counted in pixels"),
     (checks.coverage, lambda h, w, k, s: coverage(h, w, k, s) * k, "kernel"),
     (checks.coverage, lambda h, w, k, s: torch.ones_like(coverage(h, w, k, s)), "counted as real"),
-    (checks.coverage, lambda h, w, k, s: coverage(10_000, w, k, s)[1:2].expand(coverage(h, w, k, s).shape), "width"),
-    (checks.coverage, lambda h, w, k, s: F.conv2d(
-        torch.ones(1, 1, h, w), torch.ones(1, 1, k, k), stride=s)[0, 0] / k**2, "no padding"),
+    (
+        checks.coverage,
+        lambda h, w, k, s: coverage(10_000, w, k, s)[1:2].expand(coverage(h, w, k, s).shape),
+        "width",
+    ),
+    (
+        checks.coverage,
+        lambda h, w, k, s: F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, k, k), stride=s)[0, 0] / k**2,
+        "no padding",
+    ),
     (checks.plain_model, None, "expected the network"),
     (checks.plain_model, sl.create_model("segformer_b0", num_classes=5), "OverlapPatchEmbed"),
     (checks.plain_model, model(Overlapping), "changed"),
@@ -114,7 +127,9 @@ def test_check_accepts_the_right_answer(check, answer, capsys):
     assert "correct" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("check", "answer", "reason"), REJECTED, ids=lambda v: getattr(v, "__name__", str(v))[:24])
+@pytest.mark.parametrize(
+    ("check", "answer", "reason"), REJECTED, ids=lambda v: getattr(v, "__name__", str(v))[:24]
+)
 def test_check_rejects_a_mistake_and_says_why(check, answer, reason):
     with pytest.raises((AssertionError, NotImplementedError), match=reason) as caught:
         check(answer)

@@ -13,9 +13,13 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob("*.ipynb"))
+NOTEBOOKS = sorted(
+    p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob("*.ipynb")
+)
 LARGEST_KB = 400
-MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w")
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w"
+)
 
 spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
 build = importlib.util.module_from_spec(spec)
@@ -42,8 +46,14 @@ def problems(book) -> list[str]:
             found += [f"cell {number}: {line}" for line in output_problems(output, tags(cell))]
             texts += [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
             texts += [t for mime, t in output.get("data", {}).items() if mime.startswith("text/")]
-        found += [f"cell {number}: machine path {m[0]!r}" for t in texts for m in [MACHINE_PATH.search(t)] if m]
-        if cell.cell_type == "code" and "raise NotImplementedError" in cell.source and "raises-exception" not in tags(cell):
+        found += [
+            f"cell {number}: machine path {m[0]!r}" for t in texts for m in [MACHINE_PATH.search(t)] if m
+        ]
+        if (
+            cell.cell_type == "code"
+            and "raise NotImplementedError" in cell.source
+            and "raises-exception" not in tags(cell)
+        ):
             found.append(f"cell {number}: an open exercise without the tag raises-exception")
     return found + dependencies(book)
 
@@ -71,10 +81,15 @@ def dependencies(book) -> list[str]:
                 written |= {node.name for node in ast.parse(cell.source).body if hasattr(node, "name")}
         elif cell.cell_type == "code":
             used = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
-            found += [f"cell {number}: uses {name}, which an exercise defines" for name in sorted(used & written)]
+            found += [
+                f"cell {number}: uses {name}, which an exercise defines" for name in sorted(used & written)
+            ]
         else:
             named = set(re.findall(r"`(\w+)", cell.source))
-            found += [f"cell {number}: speaks of {name}, which an exercise defines" for name in sorted(named & written)]
+            found += [
+                f"cell {number}: speaks of {name}, which an exercise defines"
+                for name in sorted(named & written)
+            ]
     return found
 
 
@@ -135,23 +150,35 @@ def folder(tmp_path, monkeypatch):
 def clean():
     """A notebook as the guards want it."""
     v4 = nbformat.v4
-    figure = v4.new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "A line that rises."},
-                           metadata={"image/png": {"alt": "A line that rises steadily."}})
+    figure = v4.new_output(
+        "display_data",
+        data={"image/png": "iVBORw0KGgo=", "text/plain": "A line that rises."},
+        metadata={"image/png": {"alt": "A line that rises steadily."}},
+    )
     error = v4.new_output("error", ename="NotImplementedError", evalue="", traceback=["NotImplementedError"])
     text = v4.new_output("stream", name="stdout", text="done\n")
-    return v4.new_notebook(cells=[
-        v4.new_markdown_cell("# Read `one/two` at https://example.org/home/page"),
-        v4.new_code_cell("show.figure(fig, alt='A line that rises steadily.')", execution_count=1, outputs=[figure]),
-        v4.new_code_cell("def my_area(r):\n    raise NotImplementedError\nmy_area(1)", execution_count=2, outputs=[error],
-                         metadata={"tags": ["exercise", "raises-exception"]}),
-        v4.new_code_cell("print('done')", execution_count=3, outputs=[text]),
-    ])
+    return v4.new_notebook(
+        cells=[
+            v4.new_markdown_cell("# Read `one/two` at https://example.org/home/page"),
+            v4.new_code_cell(
+                "show.figure(fig, alt='A line that rises steadily.')", execution_count=1, outputs=[figure]
+            ),
+            v4.new_code_cell(
+                "def my_area(r):\n    raise NotImplementedError\nmy_area(1)",
+                execution_count=2,
+                outputs=[error],
+                metadata={"tags": ["exercise", "raises-exception"]},
+            ),
+            v4.new_code_cell("print('done')", execution_count=3, outputs=[text]),
+        ]
+    )
 
 
 def test_guards_accept_a_clean_notebook():
     assert problems(clean()) == []
 
 
+# fmt: off
 def null_count(book): book.cells[3].execution_count = None
 def unsorted_counts(book): book.cells[1].execution_count, book.cells[3].execution_count = 3, 1
 def widget_state(book): book.metadata.widgets = {}
@@ -169,15 +196,32 @@ def windows_path(book): book.cells[3].outputs[0].text = "C:\\Users\\ada"
 def untagged_stub(book): book.cells[2].metadata.tags = ["exercise"]
 def later_use(book): book.cells[3].source = "print(my_area(2))"
 def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `my_area` showed"))
+# fmt: on
 
 
-@pytest.mark.parametrize(("plant", "complaint"), [
-    (null_count, "execution counts"), (unsorted_counts, "execution counts"), (widget_state, "metadata.widgets"),
-    (too_large, "kB"), (stderr, "stderr"), (an_error, "raised NotImplementedError"), (svg, "svg"),
-    (widget_view, "widget-view"), (no_alt, "alt text"), (poor_alt, "alt text"), (path_in_output, "machine path"),
-    (path_in_source, "machine path"), (path_in_error, "machine path"), (windows_path, "machine path"),
-    (untagged_stub, "raises-exception"), (later_use, "exercise defines"), (later_text, "exercise defines"),
-], ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(
+    ("plant", "complaint"),
+    [
+        (null_count, "execution counts"),
+        (unsorted_counts, "execution counts"),
+        (widget_state, "metadata.widgets"),
+        (too_large, "kB"),
+        (stderr, "stderr"),
+        (an_error, "raised NotImplementedError"),
+        (svg, "svg"),
+        (widget_view, "widget-view"),
+        (no_alt, "alt text"),
+        (poor_alt, "alt text"),
+        (path_in_output, "machine path"),
+        (path_in_source, "machine path"),
+        (path_in_error, "machine path"),
+        (windows_path, "machine path"),
+        (untagged_stub, "raises-exception"),
+        (later_use, "exercise defines"),
+        (later_text, "exercise defines"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
 def test_guard_sees_a_planted_mistake(plant, complaint):
     book = copy.deepcopy(clean())
     plant(book)
@@ -191,7 +235,9 @@ def test_exercise_is_open_for_the_learner_and_solved_in_the_solutions(folder):
     assert '"""Area of a disc."""' in stub.source and "raises-exception" in tags(stub)
     assert "math.pi * r**2\n\nassert" in solved.source and "SOLUTION" not in solved.source
     assert "raises-exception" not in tags(solved)
-    assert len(chapter.cells) == 4 and len(solutions.cells) == 3, "solutions: a title, the imports, the exercise"
+    assert len(chapter.cells) == 4 and len(solutions.cells) == 3, (
+        "solutions: a title, the imports, the exercise"
+    )
 
 
 def test_unclosed_solution_is_refused(folder):

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer_lite.data.sample import coco_scene, ct_slices, make_sample, outline, run_lengths
+from segformer_lite.data.sample import (
+    MASK_JPEG,
+    coco_scene,
+    ct_slices,
+    make_sample,
+    outline,
+    run_lengths,
+)
 
 coco = pytest.importorskip("pycocotools.coco")
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    return make_sample("coco", tmp_path_factory.mktemp("sample") / "coco", count=240)
+    return make_sample("coco", tmp_path_factory.mktemp("sample") / "coco", count=180)
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 # ---- folders ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", ["coco", "chest_ct"])
 def test_same_seed_same_bytes_other_seed_other_bytes(kind, tmp_path):
@@ -48,7 +56,7 @@ def test_finished_folder_is_kept_and_foreign_folder_is_refused(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("do not touch")
-    with pytest.raises(ValueError, match="no sample of ours"):
+    with pytest.raises(ValueError, match="something else"):
         make_sample("coco", mine, count=12)
     assert files_of(mine) == {"thesis.txt": b"do not touch"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["coco", "mine"]
@@ -71,9 +79,10 @@ def test_broken_run_leaves_nothing_and_empty_folder_is_filled(tmp_path, monkeypa
 
 # ---- COCO ------------------------------------------------------------------------------------------------
 
+
 def test_coco_layout(scenes):
     sizes = {}
-    for split, count in (("train2017", 200), ("val2017", 40)):
+    for split, count in (("train2017", 150), ("val2017", 30)):
         content = json.loads((scenes / "annotations" / f"instances_{split}.json").read_text())
         assert set(content) == {"info", "licenses", "images", "annotations", "categories"}
         assert {p.name for p in (scenes / split).iterdir()} == {i["file_name"] for i in content["images"]}
@@ -90,18 +99,31 @@ def test_coco_layout(scenes):
             assert set(a) == {"segmentation", "area", "bbox", "iscrowd", "image_id", "category_id", "id"}
             assert isinstance(a["segmentation"], dict) == bool(a["iscrowd"])
         names = {c["id"]: c["name"] for c in content["categories"]}
-        assert names == {1: "person", 3: "car", 9: "boat", 13: "stop sign", 16: "bird", 17: "cat", 28: "umbrella",
-                         38: "kite", 59: "pizza", 85: "clock"}
-        assert {a["category_id"] for a in content["annotations"]} == set(names)
+        assert names == {
+            1: "person",
+            3: "car",
+            9: "boat",
+            13: "stop sign",
+            16: "bird",
+            17: "cat",
+            28: "umbrella",
+            38: "kite",
+            59: "pizza",
+            85: "clock",
+        }
+        if split == "train2017":
+            assert {a["category_id"] for a in content["annotations"]} == set(names)
     annotations = json.loads((scenes / "annotations" / "instances_train2017.json").read_text())["annotations"]
     areas = np.array([a["area"] for a in annotations])
     assert areas.min() < 40 and areas.max() > 0.35 * 192 * 144  # from tiny to image-filling
-    assert any(a["iscrowd"] for a in annotations) and any(len(a["segmentation"]) > 1 for a in annotations if not a["iscrowd"])
-    assert sizes["train2017"][0] == {"RGB", "L"} and sum(s[1] for s in sizes.values()) >= 3
+    assert any(a["iscrowd"] for a in annotations) and any(
+        len(a["segmentation"]) > 1 for a in annotations if not a["iscrowd"]
+    )
+    assert sizes["train2017"][0] == {"RGB", "L"} and sum(s[1] for s in sizes.values()) >= 4
 
 
 def test_annotations_reproduce_the_drawn_masks(scenes):
-    """What pycocotools rasterises from the files is what was drawn: same order of images, IoU above 0.9, crowds exact."""
+    """What pycocotools rasterises from the files is what was drawn: IoU above 0.95, crowds exact."""
     splits = [coco.COCO(scenes / "annotations" / f"instances_{s}2017.json") for s in ("train", "val")]
     ids = sorted([*splits[0].imgs, *splits[1].imgs])
     compared = crowds = 0
@@ -110,7 +132,7 @@ def test_annotations_reproduce_the_drawn_masks(scenes):
         annotations = api.loadAnns(sorted(api.getAnnIds(ids[index])))
         _, instances = coco_scene(0, index)
         assert len(annotations) == len(instances)
-        for annotation, instance in zip(annotations, instances):
+        for annotation, instance in zip(annotations, instances, strict=True):
             drawn, read = instance.visible > 0.5, api.annToMask(annotation) > 0
             iou = (drawn & read).sum() / (drawn | read).sum()
             assert api.cats[annotation["category_id"]]["name"] == instance.name
@@ -119,7 +141,7 @@ def test_annotations_reproduce_the_drawn_masks(scenes):
                 assert iou == 1
                 crowds += 1
             elif drawn.sum() > 100:
-                assert iou > 0.9, (ids[index], instance.name, iou)
+                assert iou > 0.95, (ids[index], instance.name, iou)
                 compared += 1
     assert compared > 100 and crowds > 0
 
@@ -147,6 +169,7 @@ def test_outline_keeps_holes_and_parts_and_run_lengths_count_columns():
 
 # ---- chest CT --------------------------------------------------------------------------------------------
 
+
 def ct_labels(mask: np.ndarray) -> np.ndarray:
     """0 background, 1 lung, 2 heart, 3 trachea from a mask (H, W, 3) in the file's channel order."""
     red, green, blue = np.moveaxis(mask > 127, -1, 0)
@@ -158,10 +181,17 @@ def test_chest_ct_layout(phantoms):
     assert set(rows[0]) == {"ImageId", "MaskId"}
     images = {p.name for p in (phantoms / "images" / "images").iterdir()}
     masks = {p.name for p in (phantoms / "masks" / "masks").iterdir()}
-    assert len(images) == 120 and {r["ImageId"] for r in rows} < images and {r["MaskId"] for r in rows} == masks
+    assert (
+        len(images) == 120 and {r["ImageId"] for r in rows} < images and {r["MaskId"] for r in rows} == masks
+    )
     for row in rows:
         patient, number = row["ImageId"].removesuffix(".jpg").split("_")
-        assert len(patient) == 25 and patient.startswith("ID") and patient[2:].isdigit() and str(int(number)) == number
+        assert (
+            len(patient) == 25
+            and patient.startswith("ID")
+            and patient[2:].isdigit()
+            and str(int(number)) == number
+        )
         assert row["MaskId"] == f"{patient}_mask_{number}.jpg"
     assert len({r["ImageId"].split("_")[0] for r in rows}) == 12
     brightness = {}
@@ -174,17 +204,19 @@ def test_chest_ct_layout(phantoms):
 
 
 def test_chest_ct_anatomy_and_jpeg_masks(tmp_path):
-    """From neck to belly: windpipe above, heart below, lungs between; JPEG keeps the masks at a threshold of one half."""
+    """From neck to belly: windpipe above, heart below, lungs between; JPEG at threshold one half."""
     for patient in (0, 5):
         slices = list(ct_slices(0, patient, 20))
-        shares = np.array([(np.asarray(mask) > 127).mean((0, 1)) for _, mask in slices])  # (20, 3): trachea, heart, lung
+        shares = np.array(
+            [(np.asarray(mask) > 127).mean((0, 1)) for _, mask in slices]
+        )  # (20, 3): trachea, heart, lung
         z = np.linspace(0, 1, 20)
         assert (shares[z < 0.45, 0] > 0).all() and (shares[z > 0.55, 0] == 0).all()
         assert (shares[z < 0.4, 1] == 0).all() and shares[(z > 0.55) & (z < 0.75), 1].min() > 0.02
         assert shares[(z > 0.2) & (z < 0.7), 2].min() > 0.05 and shares[-1, 2] < 0.03
         assert np.abs(np.diff(shares[:, 2])).max() < 0.09  # changes smoothly from slice to slice
-        for picture, mask in slices:
-            mask.save(tmp_path / "mask.jpg", quality=90)
+        for _, mask in slices:
+            mask.save(tmp_path / "mask.jpg", **MASK_JPEG)
             drawn, read = np.asarray(mask), np.asarray(Image.open(tmp_path / "mask.jpg"))
             for channel in range(3):
                 a, b = drawn[..., channel] > 127, read[..., channel] > 127
@@ -196,8 +228,12 @@ def test_chest_ct_anatomy_and_jpeg_masks(tmp_path):
 
 # ---- baselines -------------------------------------------------------------------------------------------
 
-def lookup_iou(train: list[tuple[np.ndarray, np.ndarray]], val: list[tuple[np.ndarray, np.ndarray]], classes: int) -> np.ndarray:
-    """IoU per class of the best table from colour (4 bits a channel) to class, learned on train, used on val."""
+
+def lookup_iou(
+    train: list[tuple[np.ndarray, np.ndarray]], val: list[tuple[np.ndarray, np.ndarray]], classes: int
+) -> np.ndarray:
+    """IoU per class on val of the table colour (4 bits a channel) -> class that fits train best."""
+
     def bins(image: np.ndarray) -> np.ndarray:
         red, green, blue = np.moveaxis(image.astype(int) // 16, -1, 0)
         return (red * 256 + green * 16 + blue).ravel()
@@ -221,13 +257,16 @@ def test_colour_does_not_solve_the_coco_sample(scenes):
             label = np.zeros((entry["height"], entry["width"]), int)
             for a in sorted(api.imgToAnns[image_id], key=lambda a: (-a["iscrowd"], -a["area"])):
                 label[api.annToMask(a) > 0] = 255 if a["iscrowd"] else order[a["category_id"]]
-            pairs.append((np.asarray(Image.open(scenes / f"{split}2017" / entry["file_name"]).convert("RGB")), label))
+            pairs.append(
+                (np.asarray(Image.open(scenes / f"{split}2017" / entry["file_name"]).convert("RGB")), label)
+            )
         return pairs
 
     train, val = read("train"), read("val")
     iou = lookup_iou(train, val, 11)
     background = np.mean(np.concatenate([label[label < 255] for _, label in val]) == 0)
-    print(f"\nCOCO sample: lookup mIoU {iou.mean():.3f} {iou.round(2)}, majority {background / 11:.3f}, background {background:.2f}")
+    print(f"\nCOCO sample: lookup mIoU {iou.mean():.3f} {iou.round(2)}")
+    print(f"majority-class mIoU {background / 11:.3f}, background share {background:.2f}")
     assert iou.mean() < 0.2 and background < 0.85
 
 

@@ -24,17 +24,19 @@ class Session:
 
 
 def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:
-    """Seed everything, set how numbers print and figures look, choose mode and device, and say so in one line.
+    """Seed everything, set how numbers print and figures look, choose mode and device; say so in one line.
 
     mode: "fast" (small pictures, short runs, any machine) or "full" (real data, a CUDA GPU); taken from the
         environment variable SEGFORMER_LITE_MODE when not given, and "fast" when that is not set either.
     mps: use an Apple GPU. Opt-in, because its numbers differ more from those printed here.
 
-    When SEGFORMER_TEST is set (the tests set it), one thread and the CPU, so that two machines print the same.
+    When SEGFORMER_TEST is set (the tests set it): one thread and the CPU, so that machines print the same.
     """
     mode = mode or os.environ.get("SEGFORMER_LITE_MODE") or "fast"
     if mode not in ("fast", "full"):
-        raise ValueError(f'mode is {mode!r}: it must be "fast" or "full" (argument mode or SEGFORMER_LITE_MODE)')
+        raise ValueError(
+            f'mode is {mode!r}: it must be "fast" or "full" (argument mode or SEGFORMER_LITE_MODE)'
+        )
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

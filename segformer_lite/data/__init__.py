@@ -16,8 +16,10 @@ __all__ = [
     "FolderSegmentation",
     "SegmentationDataset",
     "augmentation",
+    "course_folder",
     "default_palette",
     "make_sample",
+    "named_folder",
     "open_dataset",
     "read_image",
     "resize_short_side",
@@ -29,6 +31,11 @@ NAMED = {
     "coco": "coco",
     "chest_ct": "chest_ct",
 }
+
+
+def named_folder(name: str) -> Path:
+    """Where the data set of a name lives: under SEGFORMER_LITE_DATA, else under data/ of the course's folder."""
+    return Path(os.environ.get("SEGFORMER_LITE_DATA") or course_folder() / "data") / NAMED[name]
 
 
 def open_dataset(data: str | Path, split: str = "train", **options) -> SegmentationDataset:
@@ -43,13 +50,12 @@ def open_dataset(data: str | Path, split: str = "train", **options) -> Segmentat
     Raises FileNotFoundError for a missing folder, ValueError for one of no known layout.
     """
     named = isinstance(data, str) and data in NAMED
-    folder = Path(os.environ.get("SEGFORMER_LITE_DATA") or "data") / NAMED[data] if named else Path(data)
+    folder = named_folder(data) if named else Path(data)
     if named and data.startswith("sample-") and not folder.exists():
         make_sample(folder.name, folder)
     if not folder.is_dir():
-        command = f"fetch it with `segformer-lite data {str(data).replace('_', '-')}`"
-        advice = command if named else f"give a folder, or one of {', '.join(NAMED)}"
-        raise FileNotFoundError(f"{folder} is no folder: {advice}")
+        advice = "data/README.md says how to get it" if named else f"give a folder or one of {', '.join(NAMED)}"
+        raise FileNotFoundError(f"{folder} does not exist: {advice}")
     if any(folder.glob("annotations/instances_*.json")):
         return CocoSegmentation(folder, split, **options)
     if (folder / "train.csv").is_file():

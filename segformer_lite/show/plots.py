@@ -17,8 +17,14 @@ from PIL import Image
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 COLOURS = {
-    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
-    "sky": "#56B4E9", "pink": "#CC79A7", "yellow": "#F0E442", "grey": "#777777",
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "sky": "#56B4E9",
+    "pink": "#CC79A7",
+    "yellow": "#F0E442",
+    "grey": "#777777",
 }
 STYLE = {
     "figure.constrained_layout.use": True,
@@ -42,19 +48,23 @@ def use_style() -> None:
 
 
 def figure(fig: Figure, alt: str) -> None:
-    """Put a figure into the notebook as PNG with its description, then close it; outside a notebook only close it.
+    """Put a figure into the notebook as PNG with its description and close it; elsewhere only close it.
 
     alt: one or more full sentences saying what the figure shows, kept in the output's metadata.
     A figure larger than 7 x 5 inches is made smaller. Raises ValueError when `alt` is no sentence.
     """
     if len(alt.split()) < 4:
-        raise ValueError(f"alt={alt!r}: describe the figure in a full sentence, for readers who cannot see it")
+        raise ValueError(
+            f"alt={alt!r}: describe the figure in a full sentence, for readers who cannot see it"
+        )
     drawn, png = io.BytesIO(), io.BytesIO()
     scale = min(1.0, *(most / inches for most, inches in zip(LARGEST, fig.get_size_inches(), strict=True)))
     fig.savefig(drawn, format="png", dpi=DPI * scale)
     plt.close(fig)
     # 256 colours are enough to the eye and make the notebook less than half as large.
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(png, format="png", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        png, format="png", optimize=True
+    )
     try:
         from IPython import get_ipython
         from IPython.display import display
@@ -66,8 +76,14 @@ def figure(fig: Figure, alt: str) -> None:
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
-def grid(pictures: Sequence, titles: Sequence[str] = (), columns: int = 4, cell: float = 1.7,
-         shared: bool = False, **imshow) -> Figure:
+def grid(
+    pictures: Sequence,
+    titles: Sequence[str] = (),
+    columns: int = 4,
+    cell: float = 1.7,
+    shared: bool = False,
+    **imshow,
+) -> Figure:
     """Small pictures side by side, each (H, W), (H, W, 3) or a tensor (3, H, W); returns the figure.
 
     columns: pictures in a row. cell: inches per picture. shared: one colour scale for all (H, W) pictures.
@@ -82,7 +98,9 @@ def grid(pictures: Sequence, titles: Sequence[str] = (), columns: int = 4, cell:
     rows = math.ceil(len(arrays) / columns)
     aspect = arrays[0].shape[0] / arrays[0].shape[1]
     title = 0.25 if titles else 0.0
-    fig, axes = plt.subplots(rows, columns, figsize=(cell * columns, (cell * aspect + title) * rows), squeeze=False)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(cell * columns, (cell * aspect + title) * rows), squeeze=False
+    )
     for i, ax in enumerate(axes.flat):
         ax.axis("off")
         if i < len(arrays):
@@ -92,8 +110,12 @@ def grid(pictures: Sequence, titles: Sequence[str] = (), columns: int = 4, cell:
 
 
 PARTS = {
-    "image": "the image", "patch_embed": "patch embedding", "attention": "efficient self-attention",
-    "mix_ffn": "Mix-FFN", "decoder": "the MLP decoder", "mask": "the predicted mask",
+    "image": "the image",
+    "patch_embed": "patch embedding",
+    "attention": "efficient self-attention",
+    "mix_ffn": "Mix-FFN",
+    "decoder": "the MLP decoder",
+    "mask": "the predicted mask",
 }
 
 
@@ -119,40 +141,101 @@ def network(lit: str | Sequence[str] = ()) -> None:
     _picture(ax, scene["mask"], (123, 42), "mask", lit)
 
     here = " and ".join(PARTS[name] for name in lit)
-    figure(fig, alt=(
-        "Map of SegFormer. The image passes through four stages at 1/4, 1/8, 1/16 and 1/32 of its size; each is a patch "
-        "embedding followed by blocks of efficient self-attention and Mix-FFN. The feature maps F1 to F4 of all four "
-        "stages go up into one MLP decoder, which gives the mask." + (f" Lit: {here}." if here else "")))
+    alt = (
+        "Map of SegFormer. The image passes through four stages at 1/4, 1/8, 1/16 and 1/32 of its size; "
+        "each is a patch embedding followed by blocks of efficient self-attention and Mix-FFN. The feature maps "
+        "F1 to F4 of all four stages go up into one MLP decoder, which gives the mask."
+    )
+    figure(fig, alt=alt + (f" Lit: {here}." if here else ""))
 
 
 def _stage(ax, x: float, i: int, lit: Sequence[str]) -> None:
     width = 19
-    ax.add_patch(FancyBboxPatch((x, 4), width, 31, boxstyle="round,pad=0,rounding_size=1.5", fc="#F6F6F4", ec="#CCCCCC"))
-    ax.text(x + width / 2, 1.2, f"stage {i + 1}: 1/{4 * 2**i}", ha="center", va="center", fontsize=8, color="#444444")
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, 4), width, 31, boxstyle="round,pad=0,rounding_size=1.5", fc="#F6F6F4", ec="#CCCCCC"
+        )
+    )
+    ax.text(
+        x + width / 2,
+        1.2,
+        f"stage {i + 1}: 1/{4 * 2**i}",
+        ha="center",
+        va="center",
+        fontsize=8,
+        color="#444444",
+    )
     # The blocks that repeat stand in a frame of their own.
-    ax.add_patch(FancyBboxPatch((x + 1, 17.4), width - 2, 16.6, boxstyle="round,pad=0,rounding_size=1", fc="none",
-                                ec="#AAAAAA", ls=(0, (2, 2)), lw=0.8))
-    for y, name, label in ((7, "patch_embed", "patch embed"), (18.6, "attention", "attention"), (26.6, "mix_ffn", "Mix-FFN")):
+    ax.add_patch(
+        FancyBboxPatch(
+            (x + 1, 17.4),
+            width - 2,
+            16.6,
+            boxstyle="round,pad=0,rounding_size=1",
+            fc="none",
+            ec="#AAAAAA",
+            ls=(0, (2, 2)),
+            lw=0.8,
+        )
+    )
+    for y, name, label in (
+        (7, "patch_embed", "patch embed"),
+        (18.6, "attention", "attention"),
+        (26.6, "mix_ffn", "Mix-FFN"),
+    ):
         _box(ax, (x + 1.4, y), (width - 2.8, 6.4), label, name in lit)
     _arrow(ax, (x + width / 2, 13.4), (x + width / 2, 17.6))
     _arrow(ax, (x + width / 2, 34.2), (x + width / 2, 45.6))
     ax.text(x + width / 2 + 1.2, 40.6, f"F{i + 1}", fontsize=8, va="center", color="#444444")
     ax.text(x + width - 1.4, 15.4, "× L", ha="right", fontsize=7, va="center", color="#777777")
     if i < 3:  # on to the next, smaller stage: right, down the gap, into its patch embedding
-        ax.plot([x + width / 2, x + 21.5, x + 21.5], [37.6, 37.6, 10.2], color="#888888", lw=1.1, solid_joinstyle="round")
+        ax.plot(
+            [x + width / 2, x + 21.5, x + 21.5],
+            [37.6, 37.6, 10.2],
+            color="#888888",
+            lw=1.1,
+            solid_joinstyle="round",
+        )
         _arrow(ax, (x + 21.4, 10.2), (x + 25.3, 10.2))
 
 
 def _box(ax, corner: tuple[float, float], size: tuple[float, float], label: str, lit: bool) -> None:
-    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=1.2", lw=1.6 if lit else 0.9,
-                                fc=COLOURS["orange"] if lit else "white", ec="#8A5A00" if lit else "#999999"))
-    ax.text(corner[0] + size[0] / 2, corner[1] + size[1] / 2, label, ha="center", va="center", fontsize=7.2,
-            color="black" if lit else "#555555", fontweight="bold" if lit else "normal")
+    ax.add_patch(
+        FancyBboxPatch(
+            corner,
+            *size,
+            boxstyle="round,pad=0,rounding_size=1.2",
+            lw=1.6 if lit else 0.9,
+            fc=COLOURS["orange"] if lit else "white",
+            ec="#8A5A00" if lit else "#999999",
+        )
+    )
+    ax.text(
+        corner[0] + size[0] / 2,
+        corner[1] + size[1] / 2,
+        label,
+        ha="center",
+        va="center",
+        fontsize=7.2,
+        color="black" if lit else "#555555",
+        fontweight="bold" if lit else "normal",
+    )
 
 
 def _arrow(ax, start: tuple[float, float], end: tuple[float, float]) -> None:
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color="#888888", lw=1.1,
-                                 shrinkA=0, shrinkB=0, zorder=4))
+    ax.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=8,
+            color="#888888",
+            lw=1.1,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=4,
+        )
+    )
 
 
 def _picture(ax, pixels: np.ndarray, corner: tuple[float, float], name: str, lit: Sequence[str]) -> None:

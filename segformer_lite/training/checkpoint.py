@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..models import Segmenter, create_model
+from .config import require_own_classes
 
 WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
 
@@ -44,7 +45,9 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
     if "segformer_lite" not in metadata:
         raise ValueError(f"{path} was not written by segformer_lite: its header names no model")
     description = json.loads(metadata["segformer_lite"])
-    model = create_model(description["model"], len(description["classes"]), **{**description["model_options"], **options})
+    options = {**description["model_options"], **options}
+    require_own_classes(options, path)
+    model = create_model(description["model"], len(description["classes"]), **options)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

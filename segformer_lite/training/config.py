@@ -2,6 +2,17 @@
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
+OWN_CLASS = "own class "  # how a file notes that a learner's class was put into the network
+
+
+def require_own_classes(options: dict, file) -> None:
+    """Raises ValueError where a file's model options only name a learner's class: code is not kept in files."""
+    for key, value in options.items():
+        if isinstance(value, str) and value.startswith(OWN_CLASS):
+            name = value.removeprefix(OWN_CLASS)
+            raise ValueError(f"{file} was trained with your own {key}, {name}: load it in Python with "
+                             f"load_model(folder, {key}={name.rsplit('.', 1)[-1]})")
+
 
 @dataclass
 class TrainConfig:
@@ -65,9 +76,10 @@ class TrainConfig:
         return self.base_size or self.size
 
     def as_dict(self) -> dict:
-        """Plain values, for JSON; a learner's own class is kept by its name."""
+        """Plain values, for JSON; a learner's own class is kept as a note of its name."""
         values = asdict(self)
-        values["model_options"] = {k: getattr(v, "__qualname__", v) for k, v in self.model_options.items()}
+        values["model_options"] = {k: f"{OWN_CLASS}{v.__qualname__}" if callable(v) else v
+                                   for k, v in self.model_options.items()}
         return values
 
 

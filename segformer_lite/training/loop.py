@@ -7,6 +7,7 @@ numbers as one that is not, and a checkpoint needs to hold no generator's state.
 import hashlib
 import json
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -116,13 +117,15 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def new_folder(config: TrainConfig) -> Path:
-    """Where the run goes: `config.folder`, else runs/<date>-<name>, numbered where that is taken."""
+    """Where the run goes: `config.folder`, else <date>-<name>, numbered where that is taken, under the environment
+    variable SEGFORMER_LITE_RUNS or, where it is not set, under runs/ of the course's folder."""
     if config.folder:
         return Path(config.folder)
     name = config.name or f"{Path(config.data).name}-{config.model}"
-    folder, number = Path("runs") / f"{date.today()}-{name}", 2
+    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or data.course_folder() / "runs")
+    folder, number = runs / f"{date.today()}-{name}", 2
     while folder.exists():
-        folder, number = Path("runs") / f"{date.today()}-{name}-{number}", number + 1
+        folder, number = runs / f"{date.today()}-{name}-{number}", number + 1
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Checks of the exercises: each takes what the learner wrote, says "correct" or raises AssertionError with the reason."""
+"""Checks of the exercises: each takes the learner's object and says "correct" or, by AssertionError, why not."""
 
 from .ch03 import coverage, patchify, plain_model, stage_sizes
 

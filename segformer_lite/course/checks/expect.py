@@ -18,13 +18,18 @@ def same(got, wanted: Tensor, what: str, slips: Iterable[tuple[str, Tensor]] = (
     shapes_agree = got.shape == wanted.shape
     if shapes_agree and torch.allclose(got.to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5):
         return
-    causes = [cause for cause, result in slips if got.shape == result.shape and torch.allclose(
-        got.to(result.dtype), result, rtol=1e-4, atol=1e-5)]
+    causes = [
+        cause
+        for cause, result in slips
+        if got.shape == result.shape and torch.allclose(got.to(result.dtype), result, rtol=1e-4, atol=1e-5)
+    ]
     hint = f" Likely cause: {causes[0]}." if causes else ""
     if not shapes_agree:
         raise AssertionError(f"{what}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}.{hint}")
     worst = (got.to(wanted.dtype) - wanted).abs().max().item()
-    raise AssertionError(f"{what}: the shape is right, the numbers are not (largest difference {worst:.3g}).{hint}")
+    raise AssertionError(
+        f"{what}: the shape is right, the numbers are not (largest difference {worst:.3g}).{hint}"
+    )
 
 
 def true(condition: bool, message: str) -> None:

@@ -1,135 +1,11 @@
-"""Drawings of ten COCO classes, each in its own unit square, with soft edges, relief and texture."""
+"""Drawings of ten COCO classes, each in its own unit square (x right, y down, from -1 to 1)."""
 
-import colorsys
-from collections.abc import Sequence
-from functools import cache
+from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
 
-Colour = tuple[int, int, int]
-Points = Sequence[tuple[float, float]]
+from segformer_lite.data.sample.pen import Sprite, any_colour, curve, earthy, hsv, pale, shade, vivid
 
-
-# ---- colours: one set of distributions for all classes and for the background ----------------------------
-
-def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """A colour from hue (turns), saturation and value (both 0..1)."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue % 1, min(saturation, 1), min(value, 1)))
-
-
-def vivid(rng: np.random.Generator) -> Colour:
-    """Paint and cloth: any hue."""
-    return hsv(rng.random(), rng.uniform(0.45, 0.9), rng.uniform(0.45, 0.95))
-
-
-def earthy(rng: np.random.Generator) -> Colour:
-    """Fur, feathers, skin, wood, sand, stone: brown, orange, cream, grey, nearly black."""
-    return hsv(rng.uniform(0.03, 0.13), rng.uniform(0.05, 0.65), rng.uniform(0.2, 0.95))
-
-
-def pale(rng: np.random.Generator) -> Colour:
-    """Plaster, paper, sails, clouds."""
-    return hsv(rng.random(), rng.uniform(0, 0.2), rng.uniform(0.75, 1.0))
-
-
-def any_colour(rng: np.random.Generator) -> Colour:
-    """One of the three above."""
-    return (vivid, vivid, earthy, pale)[rng.integers(4)](rng)
-
-
-def shade(colour: Colour, factor: float) -> Colour:
-    """The colour darker (factor < 1) or nearer to white (factor > 1)."""
-    if factor <= 1:
-        return tuple(round(c * factor) for c in colour)
-    return tuple(round(255 - (255 - c) / factor) for c in colour)
-
-
-# ---- noise and pen ---------------------------------------------------------------------------------------
-
-@cache
-def _noise_tiles() -> list[Image.Image]:
-    """Six fixed 512 x 512 fractal noise tiles, mean 0 and deviation 1: textures are windows into them."""
-    rng, tiles = np.random.default_rng(20_000), []
-    for _ in range(6):
-        tile = np.zeros((512, 512), np.float32)
-        for cells in (8, 16, 32, 64, 128, 256, 512):
-            grid = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
-            tile += np.asarray(grid.resize((512, 512), Image.Resampling.BICUBIC)) * (8 / cells) ** 0.55
-        tiles.append(Image.fromarray((tile - tile.mean()) / tile.std()))
-    return tiles
-
-
-def noise(rng: np.random.Generator, width: int, height: int, zoom_x: float = 1, zoom_y: float = 1) -> np.ndarray:
-    """Fractal noise (height, width) with mean near 0 and deviation near 1; zoom > 1 stretches it, < 1 makes it finer."""
-    tile = _noise_tiles()[rng.integers(6)]
-    w, h = min(width / zoom_x, 500), min(height / zoom_y, 500)
-    x, y = rng.uniform(0, 512 - w), rng.uniform(0, 512 - h)
-    return np.asarray(tile.resize((width, height), Image.Resampling.BILINEAR, (x, y, x + w, y + h)))
-
-
-class Sprite:
-    """A drawing in a unit square: x to the right, y down, both from -1 to 1, `size` pixels from edge to edge.
-
-    Solid strokes widen the outline; the others only colour what lies inside it.
-    """
-
-    def __init__(self, size: float, colour: Colour, angle: float = 0, flip: bool = False, squash: float = 1):
-        self.size = size
-        self.supersample = 4 if size < 48 else 3 if size < 110 else 2
-        self.side = int(1.35 * size) + 6
-        pixels = (self.side * self.supersample,) * 2
-        self.image, self.mask = Image.new("RGB", pixels, colour), Image.new("L", pixels)
-        self._draw, self._draw_mask = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
-        c, s, self.scale = np.cos(angle), np.sin(angle), size * self.supersample / 2
-        self._matrix = self.scale * np.array([[c, -s], [s, c]]) @ np.diag([-1 if flip else 1, squash])
-
-    def _pixels(self, points: Points | np.ndarray) -> list[tuple[float, float]]:
-        return [tuple(p) for p in np.asarray(points) @ self._matrix.T + self.side * self.supersample / 2]
-
-    def polygon(self, points: Points | np.ndarray, colour: Colour, solid: bool = True) -> None:
-        pixels = self._pixels(points)
-        self._draw.polygon(pixels, fill=colour)
-        if solid:
-            self._draw_mask.polygon(pixels, fill=255)
-
-    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, solid: bool = True,
-                turn: float = 0, start: float = 0, end: float = 1) -> None:
-        """Ellipse, or with start and end (turns, clockwise from the right) the segment between them."""
-        t = 2 * np.pi * np.linspace(start, end, 40)
-        dx, dy = rx * np.cos(t), ry * np.sin(t)
-        c, s = np.cos(turn), np.sin(turn)
-        self.polygon(np.stack([x + c * dx - s * dy, y + s * dx + c * dy], 1), colour, solid)
-
-    def line(self, points: Points, width: float, colour: Colour, solid: bool = True) -> None:
-        """A stroke with round ends and joints."""
-        pixels, width = self._pixels(points), max(1, round(width * self.scale))
-        for draw, fill in ((self._draw, colour), (self._draw_mask, 255))[:1 + solid]:
-            draw.line(pixels, fill, width, joint="curve")
-            for x, y in (pixels[0], pixels[-1]):
-                draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill)
-
-    def render(self, rng: np.random.Generator, light: tuple[float, float], grain: float) -> tuple[np.ndarray, np.ndarray]:
-        """Colours (side, side, 3) and coverage (side, side) of the finished drawing, lit from `light`."""
-        rgb = np.asarray(self.image.reduce(self.supersample), np.float32)
-        mask = self.mask.reduce(self.supersample)
-        soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(float(0.045 * self.size + 0.5))), np.float32) / 255
-        down, right = np.gradient(soft)
-        relief = np.clip(-(right * light[0] + down * light[1]) * 0.1 * self.size, -1, 1)
-        lit = 1 + 0.45 * relief + 0.25 * (soft - 0.8) + grain * noise(rng, self.side, self.side, 0.7, 0.7)
-        return np.clip(rgb * lit[..., None], 0, 255), np.asarray(mask, np.float32) / 255
-
-
-def curve(points: Points, samples: int = 16) -> list[tuple[float, float]]:
-    """Bézier curve through the first and last of three or four control points."""
-    t = np.linspace(0, 1, samples)[:, None]
-    p = np.asarray(points, float)[:, None].repeat(samples, 1)
-    while len(p) > 1:  # de Casteljau
-        p = p[:-1] * (1 - t) + p[1:] * t
-    return [tuple(q) for q in p[0]]
-
-
-# ---- the ten classes -------------------------------------------------------------------------------------
 
 def person(pen: Sprite, rng: np.random.Generator) -> None:
     skin = hsv(rng.uniform(0.04, 0.09), rng.uniform(0.25, 0.6), rng.uniform(0.4, 0.98))
@@ -138,7 +14,11 @@ def person(pen: Sprite, rng: np.random.Generator) -> None:
     dress = rng.random() < 0.3
     for side in (-1, 1):
         knee, foot = side * (0.1 + 0.4 * stride), side * (0.09 + stride)
-        pen.line([(side * 0.1, 0.12), (knee, 0.52), (foot, 0.9)], 0.17, skin if dress else shade(trousers, 0.94 + 0.06 * side))
+        pen.line(
+            [(side * 0.1, 0.12), (knee, 0.52), (foot, 0.9)],
+            0.17,
+            skin if dress else shade(trousers, 0.94 + 0.06 * side),
+        )
         pen.ellipse(foot + 0.04, 0.94, 0.12, 0.06, shoes)
     for side in (-1, 1):
         reach, lift = rng.uniform(0.08, 0.35), rng.choice([-0.35, 0.1, 0.3, 0.36, 0.36])
@@ -173,8 +53,13 @@ def car(pen: Sprite, rng: np.random.Generator) -> None:
     pen.line([(-0.86, 0.12), (0.86, 0.12)], 0.28, paint)
     pen.line([(-0.86, 0.24), (0.88, 0.24)], 0.14, shade(paint, 0.7))
     middle = (back + front) / 2 - 0.05
-    pen.polygon([(back + 0.1, -0.03), (back + 0.2, roof + 0.06), (middle, roof + 0.06), (middle, -0.03)], glass)
-    pen.polygon([(middle + 0.06, -0.03), (middle + 0.06, roof + 0.06), (0.18, roof + 0.06), (front - 0.09, -0.03)], glass)
+    pen.polygon(
+        [(back + 0.1, -0.03), (back + 0.2, roof + 0.06), (middle, roof + 0.06), (middle, -0.03)], glass
+    )
+    pen.polygon(
+        [(middle + 0.06, -0.03), (middle + 0.06, roof + 0.06), (0.18, roof + 0.06), (front - 0.09, -0.03)],
+        glass,
+    )
     pen.line([(middle + 0.03, 0.0), (middle + 0.03, 0.2)], 0.02, shade(paint, 0.6))
     pen.line([(middle - 0.14, 0.06), (middle - 0.06, 0.06)], 0.03, shade(paint, 0.5))
     pen.ellipse(0.92, 0.1, 0.06, 0.07, hsv(0.14, 0.25, 1))
@@ -192,7 +77,10 @@ def boat(pen: Sprite, rng: np.random.Generator) -> None:
         mast, sail = (70, 50, 40), any_colour(rng)
         pen.line([(-0.02, 0.55), (-0.02, -0.95)], 0.045, mast)
         pen.polygon([(0.03, -0.9), *curve([(0.03, -0.9), (0.55, -0.3), (0.72, 0.36)]), (0.03, 0.36)], sail)
-        pen.polygon([(-0.07, -0.75), *curve([(-0.07, -0.75), (-0.4, -0.2), (-0.68, 0.36)]), (-0.07, 0.3)], shade(sail, 0.8))
+        pen.polygon(
+            [(-0.07, -0.75), *curve([(-0.07, -0.75), (-0.4, -0.2), (-0.68, 0.36)]), (-0.07, 0.3)],
+            shade(sail, 0.8),
+        )
         for y in (-0.5, -0.15, 0.15):
             pen.line([(0.03, y), (0.7, y + 0.03)], 0.025, shade(sail, 0.65), solid=False)
         pen.polygon([(-0.02, -1), (0.22, -0.93), (-0.02, -0.86)], trim)
@@ -217,30 +105,47 @@ def stop_sign(pen: Sprite, rng: np.random.Generator) -> None:
     white = hsv(rng.random(), 0.06, rng.uniform(0.75, 1))
     for radius, colour in ((1.0, shade(red, 0.8)), (0.97, white), (0.88, red)):
         pen.polygon(radius * octagon, colour)
-    letters = {"S": [(1, 0.1), (0.3, 0), (0, 0.25), (0.9, 0.7), (0.7, 1), (0, 0.9)], "T": [(0, 0), (1, 0), (0.5, 0), (0.5, 1)],
-               "O": [(0.2, 0), (0.8, 0), (1, 0.5), (0.8, 1), (0.2, 1), (0, 0.5), (0.2, 0)],
-               "P": [(0, 1), (0, 0), (0.8, 0), (1, 0.25), (0.8, 0.55), (0, 0.55)]}
+    letters = {
+        "S": [(1, 0.1), (0.3, 0), (0, 0.25), (0.9, 0.7), (0.7, 1), (0, 0.9)],
+        "T": [(0, 0), (1, 0), (0.5, 0), (0.5, 1)],
+        "O": [(0.2, 0), (0.8, 0), (1, 0.5), (0.8, 1), (0.2, 1), (0, 0.5), (0.2, 0)],
+        "P": [(0, 1), (0, 0), (0.8, 0), (1, 0.25), (0.8, 0.55), (0, 0.55)],
+    }
     for i, letter in enumerate("STOP"):
-        pen.line([(-0.7 + 0.38 * i + 0.26 * x, -0.27 + 0.54 * y) for x, y in letters[letter]], 0.1, white, solid=False)
+        pen.line(
+            [(-0.7 + 0.38 * i + 0.26 * x, -0.27 + 0.54 * y) for x, y in letters[letter]],
+            0.1,
+            white,
+            solid=False,
+        )
+
+
+def flying_bird(pen: Sprite, rng: np.random.Generator) -> None:
+    body, beak = any_colour(rng), hsv(rng.uniform(0.06, 0.13), 0.9, 0.9)
+    wing, belly = shade(body, 0.6), shade(body, 1.7)
+    lift = rng.uniform(-0.25, 0.3)
+    for side, colour in ((-1, wing), (1, shade(body, 0.75))):
+        tip = [
+            (side * 0.06, -0.12),
+            *curve([(side * 0.1, -0.1), (side * 0.45, -0.75 + lift), (side * 1.0, -0.3 + lift)]),
+            (side * 0.78, -0.16 + lift),
+            (side * 0.66, -0.02 + 0.7 * lift),
+            (side * 0.45, 0.0 + 0.5 * lift),
+            (side * 0.06, 0.2),
+        ]
+        pen.polygon(tip, colour)
+    pen.polygon([(-0.1, 0.2), (0.1, 0.2), (0.22, 0.68), (0, 0.58), (-0.22, 0.68)], wing)
+    pen.ellipse(0, 0.08, 0.17, 0.36, body)
+    pen.ellipse(0, 0.14, 0.1, 0.22, belly, solid=False)
+    pen.ellipse(0, -0.32, 0.17, 0.16, body)
+    pen.polygon([(-0.07, -0.42), (0.07, -0.42), (0, -0.66)], beak)
+    for side in (-1, 1):
+        pen.ellipse(side * 0.08, -0.37, 0.035, 0.035, (20, 20, 25), solid=False)
 
 
 def bird(pen: Sprite, rng: np.random.Generator) -> None:
     body, beak = any_colour(rng), hsv(rng.uniform(0.06, 0.13), 0.9, 0.9)
     wing, belly = shade(body, 0.6), shade(body, 1.7)
-    if rng.random() < 0.5:  # in flight, else perched
-        lift = rng.uniform(-0.25, 0.3)
-        for side, colour in ((-1, wing), (1, shade(body, 0.75))):
-            tip = [(side * 0.06, -0.12), *curve([(side * 0.1, -0.1), (side * 0.45, -0.75 + lift), (side * 1.0, -0.3 + lift)]),
-                   (side * 0.78, -0.16 + lift), (side * 0.66, -0.02 + 0.7 * lift), (side * 0.45, 0.0 + 0.5 * lift), (side * 0.06, 0.2)]
-            pen.polygon(tip, colour)
-        pen.polygon([(-0.1, 0.2), (0.1, 0.2), (0.22, 0.68), (0, 0.58), (-0.22, 0.68)], wing)
-        pen.ellipse(0, 0.08, 0.17, 0.36, body)
-        pen.ellipse(0, 0.14, 0.1, 0.22, belly, solid=False)
-        pen.ellipse(0, -0.32, 0.17, 0.16, body)
-        pen.polygon([(-0.07, -0.42), (0.07, -0.42), (0, -0.66)], beak)
-        for side in (-1, 1):
-            pen.ellipse(side * 0.08, -0.37, 0.035, 0.035, (20, 20, 25), solid=False)
-        return
     for x in (-0.02, 0.14):
         pen.line([(x, 0.4), (x + 0.04, 0.82), (x + 0.16, 0.84)], 0.045, beak)
     pen.polygon([(-0.3, 0.02), (-0.98, 0.28), (-0.9, 0.44), (-0.25, 0.36)], wing)
@@ -292,8 +197,17 @@ def cat(pen: Sprite, rng: np.random.Generator) -> None:
         pen.ellipse(hx + side * 0.18 * r, hy - 0.03 * r, 0.095 * r, 0.085 * r, iris, solid=False)
         pen.ellipse(hx + side * 0.18 * r, hy - 0.03 * r, 0.04 * r, 0.08 * r, (15, 15, 15), solid=False)
         for y in (0.1, 0.17):
-            pen.line([(hx + side * 0.12 * r, hy + y * r), (hx + side * 0.42 * r, hy + (1.6 * y - 0.1) * r)], 0.014, (245, 245, 240), solid=False)
-    pen.polygon([(hx - 0.05 * r, hy + 0.08 * r), (hx + 0.05 * r, hy + 0.08 * r), (hx, hy + 0.14 * r)], (190, 90, 100), solid=False)
+            pen.line(
+                [(hx + side * 0.12 * r, hy + y * r), (hx + side * 0.42 * r, hy + (1.6 * y - 0.1) * r)],
+                0.014,
+                (245, 245, 240),
+                solid=False,
+            )
+    pen.polygon(
+        [(hx - 0.05 * r, hy + 0.08 * r), (hx + 0.05 * r, hy + 0.08 * r), (hx, hy + 0.14 * r)],
+        (190, 90, 100),
+        solid=False,
+    )
 
 
 def umbrella(pen: Sprite, rng: np.random.Generator) -> None:
@@ -301,7 +215,7 @@ def umbrella(pen: Sprite, rng: np.random.Generator) -> None:
     pen.line([(0, -0.9), (0, -0.6), (0, 0.75)], 0.05, (90, 70, 55))
     pen.line(curve([(0, 0.7), (0, 1.0), (0.22, 1.0), (0.22, 0.78)]), 0.06, shade(second, 0.7))
     edges = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 7)) * 0.97
-    for i, (x0, x1) in enumerate(zip(edges, edges[1:])):
+    for i, (x0, x1) in enumerate(pairwise(edges)):
         left = curve([(0, -0.82), (0.75 * x0, -0.8), (x0, 0.05)])
         right = curve([(x1, 0.05), (0.75 * x1, -0.8), (0, -0.82)])
         hem = curve([(x0, 0.05), ((x0 + x1) / 2, -0.1), (x1, 0.05)])
@@ -318,8 +232,13 @@ def kite(pen: Sprite, rng: np.random.Generator) -> None:
     pen.line(tail, 0.035, shade(colours[0], 0.7))
     for i in (7, 13, 19):
         (x, y), bow = tail[i], colours[i % 4]
-        pen.polygon([(x, y), (x - 0.13, y - 0.07), (x - 0.13, y + 0.07), (x + 0.13, y - 0.07), (x + 0.13, y + 0.07)], bow)
-    for colour, corners in zip(colours, [(top, left), (top, right), (bottom, left), (bottom, right)]):
+        pen.polygon(
+            [(x, y), (x - 0.13, y - 0.07), (x - 0.13, y + 0.07), (x + 0.13, y - 0.07), (x + 0.13, y + 0.07)],
+            bow,
+        )
+    for colour, corners in zip(
+        colours, [(top, left), (top, right), (bottom, left), (bottom, right)], strict=True
+    ):
         pen.polygon([centre, *corners], colour)
     for ends in ((top, bottom), (left, right)):
         pen.line(ends, 0.03, (70, 55, 45), solid=False)
@@ -330,7 +249,12 @@ def pizza(pen: Sprite, rng: np.random.Generator) -> None:
     cheese = hsv(rng.uniform(0.08, 0.15), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1))
     eaten = rng.uniform(0.1, 0.2) if rng.random() < 0.4 else 0
     start = rng.random()
-    for radius, colour in ((0.97, shade(crust, 0.85)), (0.92, crust), (0.81, hsv(0.02, 0.75, 0.65)), (0.77, cheese)):
+    for radius, colour in (
+        (0.97, shade(crust, 0.85)),
+        (0.92, crust),
+        (0.81, hsv(0.02, 0.75, 0.65)),
+        (0.77, cheese),
+    ):
         t = 2 * np.pi * np.linspace(start + eaten, start + 1, 60)
         wobble = radius * (1 + 0.02 * np.sin(7 * t + 9 * start))
         rim = np.stack([wobble * np.cos(t), wobble * np.sin(t)], 1)
@@ -373,8 +297,14 @@ def clock(pen: Sprite, rng: np.random.Generator) -> None:
 
 # COCO's category id, super-category, the drawing, and how strongly its surface is textured
 CLASSES = {
-    "person": (1, "person", person, 0.05), "car": (3, "vehicle", car, 0.03), "boat": (9, "vehicle", boat, 0.05),
-    "stop sign": (13, "outdoor", stop_sign, 0.05), "bird": (16, "animal", bird, 0.07), "cat": (17, "animal", cat, 0.09),
-    "umbrella": (28, "accessory", umbrella, 0.05), "kite": (38, "sports", kite, 0.05), "pizza": (59, "food", pizza, 0.1),
+    "person": (1, "person", person, 0.05),
+    "car": (3, "vehicle", car, 0.03),
+    "boat": (9, "vehicle", boat, 0.05),
+    "stop sign": (13, "outdoor", stop_sign, 0.05),
+    "bird": (16, "animal", bird, 0.07),
+    "cat": (17, "animal", cat, 0.09),
+    "umbrella": (28, "accessory", umbrella, 0.05),
+    "kite": (38, "sports", kite, 0.05),
+    "pizza": (59, "food", pizza, 0.1),
     "clock": (85, "indoor", clock, 0.03),
 }

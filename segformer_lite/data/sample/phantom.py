@@ -1,13 +1,14 @@
 """A phantom of the human chest: slices that look like CT, with lung, heart and trachea known exactly.
 
-Lengths are in units of about 20 cm, x towards the patient's left (right in the picture), y towards the back (down), z from
-the neck (0) to the upper belly (1). Grey values are Hounsfield units (air -1000, water 0) until the window maps them to 0..255.
+Lengths are in units of about 20 cm; x points to the patient's left (right in the picture), y to the back
+(down), z runs from the neck (0) to the upper belly (1). Values are Hounsfield units (air -1000, water 0)
+until the window maps them to 0..255.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segformer_lite.data.sample_objects import noise
+from segformer_lite.data.sample.pen import noise
 
 SIDE = 256  # pixels
 AIR, FAT, WATER, MUSCLE, CARTILAGE, SPONGY, BONE = -1000, -95, 10, 50, 110, 220, 750
@@ -53,13 +54,14 @@ class Phantom:
         self.window, self.gamma = (low, high), rng.uniform(0.8, 1.2)
 
     def _vessel_tree(self, side: int) -> np.ndarray:
-        """Segments (n, 7) of the vessels of one lung: two end points and a radius, branching from the hilum outwards."""
-        segments, tips = [], []
-        for _ in range(18):
-            away = np.array([side * self.rng.uniform(0.2, 1), self.rng.normal(0, 0.7), self.rng.normal(0, 0.8)])
-            tips.append((np.array([side * 0.15, 0.04, 0.46]), away / np.linalg.norm(away), self.rng.uniform(0.013, 0.026)))
+        """Vessels branching outwards from the root of one lung: segments (n, 7), two ends and a radius."""
+        root, segments = np.array([side * 0.15, 0.04, 0.46]), []
+        ways = self.rng.normal(0, (0, 0.7, 0.8), (18, 3))
+        ways[:, 0] = side * self.rng.uniform(0.2, 1, 18)
+        tips = [(root, way, self.rng.uniform(0.013, 0.026)) for way in ways]
         while tips:
             at, way, radius = tips.pop()
+            way = way / np.linalg.norm(way)
             while radius > 0.0045:
                 way = way + self.rng.normal(0, 0.2, 3)
                 way /= np.linalg.norm(way)
@@ -79,16 +81,16 @@ class Phantom:
 
     # ---- painting: later structures replace earlier ones, in the picture and in the masks ----------------
 
-    def _pixels(self, points: np.ndarray) -> list[tuple[float, float]]:
+    def _pixels(self, points: np.ndarray) -> list[float]:
         c, s = np.cos(self.tilt), np.sin(self.tilt)
         turned = (np.asarray(points, float) + self.shift) @ np.array([[c, s], [-s, c]])
-        return [tuple(p) for p in 2 * (self.zoom * turned + SIDE / 2)]
+        return (2 * (self.zoom * turned + SIDE / 2)).ravel().tolist()
 
     def _paint(self, points: np.ndarray, value: float, organ: str | None = None) -> None:
         pixels = self._pixels(points)
         self._draw.polygon(pixels, fill=float(value))
         for name, draw in self._draw_masks.items():
-            if not (organ == "trachea" and name == "lung"):  # airway and lung may overlap a little, as in real masks
+            if (organ, name) != ("trachea", "lung"):  # these two may overlap a little, as in real masks
                 draw.polygon(pixels, fill=255 * (name == organ))
 
     def _stroke(self, points, width: float, value: float) -> None:
@@ -113,14 +115,15 @@ class Phantom:
         """The slice at height z: picture (mode L) and mask (RGB, each channel 0 or 255)."""
         canvas = Image.new("F", (2 * SIDE, 2 * SIDE), AIR)
         masks = {organ: Image.new("L", canvas.size) for organ in ORGANS}
-        self._draw, self._draw_masks = ImageDraw.Draw(canvas), {o: ImageDraw.Draw(m) for o, m in masks.items()}
+        self._draw = ImageDraw.Draw(canvas)
+        self._draw_masks = {organ: ImageDraw.Draw(mask) for organ, mask in masks.items()}
         a = self.width * np.interp(z, [0, 0.1, 0.2, 0.5, 1], [0.98, 0.97, 0.93, 0.9, 0.86])
         b = self.depth * np.interp(z, [0, 0.08, 0.2, 0.4, 0.7, 1], [0.42, 0.47, 0.55, 0.6, 0.62, 0.58])
         self._body(z, a, b)
         self._lungs(z, a, b)
         lung = masks["lung"].copy()
         self._mediastinum(z, b)
-        self._airways(z)
+        self._airways(z, b)
         self._belly(z, a, b)
         self._heart(z)
         self._skeleton(z, a, b)
@@ -131,8 +134,9 @@ class Phantom:
         return self._scan(hounsfield, z), mask
 
     def _body(self, z: float, a: float, b: float) -> None:
-        self._stroke([(x, b + self.table + 0.16 - 0.22 * x * x) for x in np.linspace(-1.2, 1.2, 40)], 0.012, -250)
-        self._stroke([(x, b + self.table + 0.06 - 0.16 * x * x) for x in np.linspace(-0.9, 0.9, 40)], 0.02, -420)
+        x = np.linspace(-1.2, 1.2, 40)
+        self._stroke(np.stack([x, b + self.table + 0.16 - 0.22 * x**2], 1), 0.012, -250)  # the table
+        self._stroke(np.stack([0.75 * x, b + self.table + 0.06 - 0.09 * x**2], 1), 0.02, -420)
         if self.arms:
             for side in (-1, 1):
                 x, y = side * (a + np.interp(z, [0, 0.2, 1], [0.02, 0.2, 0.23])), 0.1 + 0.1 * z
@@ -151,16 +155,19 @@ class Phantom:
             self._paint(ellipse(0, -b + 0.08, 0.27, 0.08 + neck), 20)
             self._paint(ellipse(0, -b + 0.08, 0.255, 0.065 + neck), MUSCLE)
         self._paint(skin * (1 - 0.014 / a, 1 - 0.014 / b), FAT)
-        self._paint(self._wobble(1, z, ellipse(0, 0, a - self.fat, b - 0.8 * self.fat, power=2.25), 0.012), MUSCLE)
+        wall = ellipse(0, 0, a - self.fat, b - 0.8 * self.fat, power=2.25)
+        self._paint(self._wobble(1, z, wall, 0.012), MUSCLE)
         for side in (-1, 1):  # fat planes between the muscles of shoulder and back
             for k in range(3):
                 x = side * a * (0.44 + 0.12 * k)
-                self._stroke([(x, 0.22 * b), (x + side * 0.06, 0.45 * b), (x - side * 0.02, 0.66 * b)], 0.014, FAT)
+                plane = [(x, 0.22 * b), (x + side * 0.06, 0.45 * b), (x - side * 0.02, 0.66 * b)]
+                self._stroke(plane, 0.014, FAT)
 
     def _cage(self, z: float, a: float, b: float) -> tuple[float, float]:
         """Half axes of the inside of the rib cage."""
         grow = np.interp(z, [0, 0.06, 0.15, 0.3, 0.6, 1], [0.3, 0.45, 0.7, 0.88, 0.98, 1])
-        return grow * (a - self.fat - 0.1), np.interp(z, [0, 0.2, 0.5, 1], [0.72, 0.92, 1, 1]) * (b - 0.8 * self.fat - 0.1)
+        deep = np.interp(z, [0, 0.2, 0.5], [0.72, 0.92, 1])
+        return grow * (a - self.fat - 0.1), deep * (b - 0.8 * self.fat - 0.1)
 
     def _lungs(self, z: float, a: float, b: float) -> None:
         ca, cb = self._cage(z, a, b)
@@ -174,14 +181,12 @@ class Phantom:
     def _mediastinum(self, z: float, b: float) -> None:
         blood = MUSCLE + self.contrast
         half = np.interp(z, [0, 0.1, 0.3, 0.5, 1], [0.2, 0.17, 0.16, 0.17, 0.2])
-        column = np.array([(-0.6 * half, -b), (0.6 * half, -b), (0.5 * half, -0.3 * b), (1.1 * half, 0), (1.15 * half, 0.5 * b), (1.5 * half, b),
-                           (-1.5 * half, b), (-1.1 * half, 0.5 * b), (-1.2 * half, 0), (-0.7 * half, -0.3 * b)])
-        ca, cb = self._cage(z, self.width * 0.9, b)
-        column[:, 1] = column[:, 1].clip(-cb, cb)
+        right = [(0.6, -1), (0.6, -0.3), (1.1, 0), (1.15, 0.5), (1.5, 1)]
+        column = np.array(right + [(-x, y) for x, y in reversed(right)]) * (half, self._cage(z, 1, b)[1])
         self._paint(self._wobble(3, z, column, 0.04), FAT)
         if z < 0.22:
-            for x, y, r in ((-0.12, -0.1, 0.045), (0.13, -0.08, 0.045), (-0.1, 0.0, 0.035), (0.1, 0.02, 0.035), (0.02, -0.13, 0.035)):
-                self._paint(ellipse(x, y, r, r), blood)
+            for x, y in ((-0.12, -0.1), (0.13, -0.08), (-0.1, 0.0), (0.1, 0.02), (0.02, -0.13)):
+                self._paint(ellipse(x, y, 0.04, 0.04), blood)
             if z < 0.06:  # the thyroid beside the windpipe
                 for side in (-1, 1):
                     self._paint(ellipse(side * 0.085, -0.06, 0.035, 0.06), 110)
@@ -200,8 +205,8 @@ class Phantom:
             self._paint(ellipse(0.05, 0.168, bubble, 0.8 * bubble), -900)
 
     def _belly(self, z: float, a: float, b: float) -> None:
-        """Liver and stomach under the two domes of the diaphragm, which push the lungs aside towards the base; the aorta."""
-        cage = 0.97 * np.array(self._cage(z, a, b))
+        """Liver and stomach under the domes of the diaphragm, which push the lungs aside; the aorta."""
+        cage = np.interp(z, [0.8, 0.98], [0.96, 1]) * np.array(self._cage(z, a, b))
         for side, top, value in ((-1, 0.66, 60 + 0.3 * self.contrast), (1, 0.74, 45 + 0.35 * self.contrast)):
             rise = np.sqrt(np.interp(z, [top, 0.97], [0, 1]))
             if rise > 0:
@@ -209,15 +214,18 @@ class Phantom:
                 self._paint(inside(self._wobble(1, z, dome, 0.02), cage), value)
         rise = np.interp(z, [0.8, 0.95], [0, 1])
         if rise > 0:
-            self._paint(self._wobble(2, z, ellipse(0.05, -0.16, 0.3 * rise, 0.24 * rise), 0.03), 60 + 0.3 * self.contrast)
+            middle = self._wobble(2, z, ellipse(0.05, -0.16, 0.3 * rise, 0.24 * rise), 0.03)
+            self._paint(middle, 60 + 0.3 * self.contrast)
             stomach = self._wobble(3, z, ellipse(0.38, -0.16, 0.2 * rise, 0.2 * rise), 0.05)
             self._paint(stomach, 25)
             level = -0.16 + 0.1 * (1 - self.gas)
             self._paint(np.minimum(0.86 * (stomach - (0.38, -0.16)) + (0.38, -0.16), (9, level)), -960)
-            self._paint(inside(ellipse(0.58, 0.2, 0.1 * rise, 0.2 * rise, -0.3), cage), 60 + 0.5 * self.contrast)
+            spleen = inside(ellipse(0.58, 0.2, 0.1 * rise, 0.2 * rise, -0.3), cage)
+            self._paint(spleen, 60 + 0.5 * self.contrast)
         if z > 0.9:
             for k in range(4):
-                self._paint(inside(ellipse(0.15 + 0.11 * k, -0.36 + 0.03 * np.sin(9 * k), 0.035 * self.gas, 0.03), cage), -880)
+                gas = ellipse(0.15 + 0.11 * k, -0.36 + 0.03 * np.sin(9 * k), 0.035 * self.gas, 0.03)
+                self._paint(inside(gas, cage), -880)
         if z > 0.27:
             self._paint(ellipse(0.13, 0.25, 0.068, 0.068), MUSCLE + self.contrast)
 
@@ -234,17 +242,19 @@ class Phantom:
         self._paint(self._wobble(2, z, (x, y) + 1.08 * size * egg, 0.03), FAT)
         self._paint(self._wobble(2, z, (x, y) + size * egg, 0.03), MUSCLE + 0.15 * self.contrast, "heart")
         for dx, dy, r in ((0.35, 0.2, 0.42), (-0.25, -0.35, 0.4), (-0.35, 0.3, 0.36)):
-            chamber = self._wobble(3, z, ellipse(x + dx * size, y + dy * size, r * size, 0.8 * r * size, 0.5), 0.05)
-            self._paint(chamber, MUSCLE + 0.9 * self.contrast, "heart")
+            chamber = ellipse(x + dx * size, y + dy * size, r * size, 0.8 * r * size, 0.5)
+            self._paint(self._wobble(3, z, chamber, 0.05), MUSCLE + 0.9 * self.contrast, "heart")
 
-    def _airways(self, z: float) -> None:
+    def _airways(self, z: float, b: float) -> None:
         """The windpipe, its fork, and the main bronchi; below, small bronchi that nobody labels."""
         r, y = 0.058 * self.airway, np.interp(z, [0, 0.36, 0.5, 0.6], [-0.06, 0.08, 0.08, 0.15])
+        y = min(y, b - 0.8 * self.fat - 0.44)  # in front of the spine
         apart = np.interp(z, [0.33, 0.36, 0.5, 0.6], [0, 0.05, 0.18, 0.27])
         thin = np.interp(z, [0.36, 0.5, 0.6], [1, 0.72, 0.4])
         for side in (-1, 1) if apart > 0 else (1,):
             stretch = np.interp(z, [0.34, 0.38, 0.5], [1, 1.35, 1.1])
-            tube = ellipse(side * apart + 0.012 * np.sin(9 * z), y, r * thin * stretch, 1.1 * r * thin, -0.35 * side * (apart > 0))
+            x, turn = side * apart + 0.012 * np.sin(9 * z), -0.35 * side * (apart > 0)
+            tube = ellipse(x, y, r * thin * stretch, 1.1 * r * thin, turn)
             if z < 0.5:
                 centre = tube.mean(0)
                 self._paint(centre + (tube - centre) * 1.22, 60)
@@ -263,7 +273,8 @@ class Phantom:
         ca, cb = self._cage(z, a, b)
         ca, cb = ca + 0.035, cb + 0.03
         for side in (-1, 1):
-            for k in range(7 if z > 0.1 else 0):  # each rib falls towards the front: going down, its cut moves from the back to the front
+            for k in range(7 if z > 0.1 else 0):
+                # Ribs fall towards the front: going down, the cut of each moves from the back to the front.
                 t = np.pi / 2 - 0.3 - (0.42 * k + 2.6 * z + 0.03 * side) % 2.75
                 t += np.linspace(-0.11, 0.11, 6)
                 bone = t.mean() > -1.0
@@ -275,8 +286,9 @@ class Phantom:
             if z < 0.48:  # shoulder blade: long above, short below
                 span = np.interp(z, [0, 0.1, 0.48], [0.3, 0.34, 0.04])
                 x0, y0 = side * (ca + 0.05 + 0.5 * (0.48 - z) * 0.3), 0.62 * b
-                blade = [(x0 - side * 0.4 * span, y0 - 0.02), (x0, y0 - 0.08), (x0 + side * 0.6 * span, y0 - 0.14 - 0.5 * span)]
-                self._rod(inside(np.array(blade), np.array([a, b]) - 0.04 - 0.7 * self.fat), 0.035)
+                blade = (x0, y0) + np.array([(-0.4 * side, 0), (0, 0), (0.6 * side, -0.5)]) * span
+                blade[:, 1] -= (0.02, 0.08, 0.14)
+                self._rod(inside(blade, np.array([a, b]) - 0.04 - 0.7 * self.fat), 0.035)
             if z < 0.14:  # collar bone
                 self._rod([(side * (0.1 + z), -0.62 * b), (side * (0.3 + 1.5 * z), -0.7 * b)], 0.05)
             if z < 0.1:  # head of the upper arm bone
@@ -288,20 +300,21 @@ class Phantom:
         """Vessels where the slice meets the tree, and the sponge between them; denser towards the back."""
         layer = Image.new("L", (2 * SIDE, 2 * SIDE))
         draw = ImageDraw.Draw(layer)
-        near = self.vessels[np.abs((self.vessels[:, 2] + self.vessels[:, 5]) / 2 - z) < 0.014 + 0.3 * self.vessels[:, 6]]
-        for x0, y0, _, x1, y1, _, radius in near:
-            (px, py), (qx, qy) = self._pixels([(x0, y0), (x1, y1)])
-            r = max(0.9, 2 * radius * self.zoom)
-            draw.line([(px, py), (qx, qy)], 255, max(1, round(2 * r)))
-            draw.ellipse((qx - r, qy - r, qx + r, qy + r), 255)
+        _, _, z0, _, _, z1, thick = self.vessels.T
+        for x0, y0, _, x1, y1, _, radius in self.vessels[np.abs((z0 + z1) / 2 - z) < 0.014 + 0.3 * thick]:
+            pixels, r = self._pixels([(x0, y0), (x1, y1)]), max(0.9, 2 * radius * self.zoom)
+            draw.line(pixels, 255, max(1, round(2 * r)))
+            draw.circle(pixels[2:], r, 255)
         vessels = np.asarray(layer.reduce(2), np.float32) / 255 * lung
-        hounsfield += lung * (45 * noise(self.rng, SIDE, SIDE, 0.35, 0.35) + 70 * np.linspace(-0.6, 1, SIDE)[:, None])
+        sponge, weight = noise(self.rng, SIDE, SIDE, 0.35, 0.35), np.linspace(-0.6, 1, SIDE)[:, None]
+        hounsfield += lung * (45 * sponge + 70 * weight)
         hounsfield += 0.85 * vessels * (MUSCLE + 0.5 * self.contrast - hounsfield)
 
     def _scan(self, hounsfield: np.ndarray, z: float) -> Image.Image:
         """Noise (streaks between the shoulders), view, window."""
         h = hounsfield + (hounsfield > -300) * 12 * noise(self.rng, SIDE, SIDE, 1.5, 1.5)
-        h += self.noise * (0.7 * self.rng.standard_normal(h.shape) + 0.5 * noise(self.rng, SIDE, SIDE, 0.4, 0.4))
+        grain = 0.7 * self.rng.standard_normal(h.shape) + 0.5 * noise(self.rng, SIDE, SIDE, 0.4, 0.4)
+        h += self.noise * grain
         h += np.interp(z, [0, 0.15], [2.0, 0]) * self.noise * noise(self.rng, SIDE, SIDE, 8, 0.3)
         low, high = self.window
         grey = 255 * ((h - low) / (high - low)).clip(0, 1) ** self.gamma

@@ -1,0 +1,64 @@
+"""Chapter 00's checks accept the right answers and reject the stub and planted mistakes, naming the cause."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segformer_lite.course import checks
+
+
+def iou(prediction, label, c, ignore=True, over="union"):
+    valid = label != 255 if ignore else torch.ones_like(label, dtype=torch.bool)
+    p, q = (prediction == c) & valid, (label == c) & valid
+    area = {"union": (p | q), "label": q}[over].sum().item() if over != "sum" else (p.sum() + q.sum()).item()
+    return (p & q).sum().item() / area if area else float("nan")
+
+
+def label_map(logits, size):
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(1)
+
+
+def class_shares(dataset, drop=True):
+    labels = torch.cat([dataset[i][1].flatten() for i in range(len(dataset))])
+    counts = torch.bincount(labels[labels != 255], minlength=len(dataset.classes))
+    return counts / (counts.sum() if drop else len(labels))
+
+
+def stub(*arguments):
+    raise NotImplementedError
+
+
+def test_reference_answers_pass(capsys):
+    checks.iou(iou)
+    checks.label_map(label_map)
+    checks.class_shares(class_shares)
+    assert capsys.readouterr().out.count("correct") == 3
+
+
+@pytest.mark.parametrize("check", [checks.iou, checks.label_map, checks.class_shares])
+def test_stub_and_nothing_are_rejected(check):
+    with pytest.raises(NotImplementedError):
+        check(stub)
+    with pytest.raises(AssertionError, match="None"):
+        check(lambda *arguments: None)
+
+
+@pytest.mark.parametrize(("check", "wrong", "cause"), [
+    (checks.iou, lambda p, q, c: iou(p, q, c, ignore=False), "255"),
+    (checks.iou, lambda p, q, c: iou(p, q, c, over="label"), "recall"),
+    (checks.iou, lambda p, q, c: iou(p, q, c, over="sum"), "Dice"),
+    (checks.iou, lambda p, q, c: (p == q).float().mean().item(), "one class"),
+    (checks.iou, lambda p, q, c: 0.0 if iou(p, q, c) != iou(p, q, c) else iou(p, q, c), "nan"),
+    (checks.label_map, lambda x, s: F.interpolate(x.argmax(1, keepdim=True).float(), size=s)[:, 0].long(), "steps"),
+    (checks.label_map, lambda x, s: F.interpolate(x, size=s, mode="bilinear", align_corners=True).argmax(1), "corners"),
+    (checks.label_map, lambda x, s: F.interpolate(x, size=s, mode="bilinear", align_corners=False), "no class"),
+    (checks.label_map, lambda x, s: label_map(x, s).float(), "int64"),
+    (checks.class_shares, lambda d: class_shares(d, drop=False), "all pixels"),
+    (checks.class_shares, lambda d: class_shares(d) * 8, "counts"),
+    (checks.class_shares, lambda d: torch.stack([class_shares(type("One", (), {
+        "classes": d.classes, "__len__": lambda s: 1, "__getitem__": lambda s, j: d[i]})()) for i in range(3)]).mean(0),
+     "mean of each picture"),
+])
+def test_planted_mistakes_are_rejected_and_named(check, wrong, cause):
+    with pytest.raises(AssertionError, match=cause):
+        check(wrong)

@@ -1,0 +1,206 @@
+"""Loss, schedule, the loop: resuming to the same numbers, files that are whole or absent, comparisons."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import segformer_lite as sl
+from segformer_lite.training import checkpoint, loop, segmentation_loss
+from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    return sl.data.make_sample("coco", tmp_path_factory.mktemp("sample") / "coco", count=24)
+
+
+def config(sample, folder, **changes):
+    return sl.TrainConfig(**{"data": str(sample), "size": 64, "batch_size": 4, "steps": 6, "warmup": 2, "precision": "fp32",
+                             "checkpoint_every": 2, "device": "cpu", "folder": str(folder), **changes})
+
+
+def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
+    logits = torch.zeros(2, 4, 3, 3, requires_grad=True)
+    labels = torch.full((2, 12, 12), 255)
+    labels[0, :2] = 1
+    assert segmentation_loss(logits, labels).item() == pytest.approx(torch.tensor(4.0).log().item())
+
+
+def test_loss_of_nothing_labelled_is_zero_not_nan():
+    logits = torch.randn(1, 4, 3, 3, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((1, 12, 12), 255))
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_optimizer_groups():
+    model = sl.create_model("segformer_b0", 5)
+    optimizer = make_optimizer(model, lr=1e-3)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    block = model.encoder.stages[1].blocks[0]
+    assert rates[id(block.norm1.bias)] == (1e-3, 0) and rates[id(block.ffn.fc1.weight)] == (1e-3, 0.01)
+    assert rates[id(model.decoder.norm.weight)] == (pytest.approx(1e-2), 0)
+    assert rates[id(model.decoder.classify.weight)] == (pytest.approx(1e-2), 0.01)
+
+
+def test_schedule_warms_up_then_falls_to_zero():
+    factors = [poly_with_warmup(step, 100, 10) for step in range(101)]
+    assert factors[0] == pytest.approx(1e-6) and factors[5] == 0.5 and factors[10] == 1 and factors[100] == 0
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_every_epoch_sees_every_image_once_in_another_order():
+    batches = list(loop.StepBatches(10, 4, 10, seed=0))
+    order = [index for batch in batches for _, index in batch]
+    assert all(sorted(order[k:k + 10]) == list(range(10)) for k in (0, 10, 20)) and order[:10] != order[10:20]
+    assert list(loop.StepBatches(10, 4, 10, seed=0, start=7)) == batches[7:]
+    assert list(loop.StepBatches(10, 4, 10, seed=1)) != batches
+
+
+def test_a_run_leaves_whole_files_and_its_network_loads(sample, tmp_path):
+    run = sl.train(config(sample, tmp_path / "run", steps=10), progress=False)
+    names = {p.name for p in run.folder.iterdir()}
+    assert names == {"config.json", "log.jsonl", "loss.png", "checkpoint.pt", "model.safetensors", "report.json"}
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in log] == [10] and log == run.history
+    model, description = sl.load_model(run.folder)
+    assert description["classes"][0] == "background" and description["size"] == 64
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    assert torch.equal(model.predict(images), run.model.predict(images))
+
+
+def test_resuming_gives_the_numbers_of_an_unbroken_run(sample, tmp_path, monkeypatch):
+    whole = sl.train(config(sample, tmp_path / "whole"), progress=False)
+
+    class Cut(Exception):
+        pass
+
+    step = loop.train_step
+    steps = iter(range(100))
+
+    def cut_before_the_fourth(*arguments):
+        if next(steps) == 3:
+            raise Cut
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", cut_before_the_fourth)
+    with pytest.raises(Cut):
+        sl.train(config(sample, tmp_path / "cut"), progress=False)
+    monkeypatch.setattr(loop, "train_step", step)
+    torch.rand(3)  # the caller's generator must not matter
+    resumed = sl.train(config(sample, tmp_path / "cut"), resume=tmp_path / "cut", progress=False)
+    for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert [e["loss"] for e in whole.history] == [e["loss"] for e in resumed.history]
+
+
+def test_workers_change_no_number(sample, tmp_path):
+    runs = [sl.train(config(sample, tmp_path / str(n), workers=n, steps=3), progress=False) for n in (0, 1)]
+    assert runs[0].history[-1]["loss"] == runs[1].history[-1]["loss"]
+
+
+def test_resume_refuses_other_settings_and_a_second_run_in_one_folder(sample, tmp_path):
+    first = config(sample, tmp_path / "run", steps=2)
+    sl.train(first, progress=False)
+    with pytest.raises(ValueError, match="run with lr = 0.001, not 0.5"):
+        sl.train(replace(first, lr=0.5), resume=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="already holds a run"):
+        sl.train(first, progress=False)
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "pickle"])
+def test_a_broken_checkpoint_is_one_line_and_nothing_is_lost(sample, tmp_path, damage):
+    settings = config(sample, tmp_path / "run", steps=2)
+    sl.train(settings, progress=False)
+    path = tmp_path / "run" / checkpoint.CHECKPOINT
+    whole = path.read_bytes()
+    if damage == "pickle":  # a stranger's file must not run code
+        import pickle
+
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "was_here"), "w"))
+
+        path.write_bytes(pickle.dumps(Evil()))
+    else:
+        path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}[damage])
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"not a whole checkpoint.*without --resume") as caught:
+        sl.train(settings, resume=tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value) and not (tmp_path / "was_here").exists()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_broken_weights_are_one_line(tmp_path):
+    model = sl.create_model("segformer_b0", 3)
+    description = {"model": "segformer_b0", "model_options": {}, "classes": ["a", "b", "c"]}
+    sl.training.save_model(model, tmp_path / "m.safetensors", description)
+    assert sl.load_model(tmp_path / "m.safetensors")[1] == description
+    sl.training.save_model(model, tmp_path / "wrong.safetensors", {**description, "classes": ["a", "b"]})
+    with pytest.raises(ValueError, match="does not fit segformer_b0 with 2 classes"):
+        sl.load_model(tmp_path / "wrong.safetensors")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "m.safetensors").read_bytes()[:5000])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        sl.load_model(tmp_path / "half.safetensors")
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        sl.load_model(tmp_path)
+
+
+def test_a_crash_while_writing_keeps_the_old_file(tmp_path, monkeypatch):
+    model = sl.create_model("segformer_b0", 3)
+    description = {"model": "segformer_b0", "model_options": {}, "classes": ["a", "b", "c"]}
+    sl.training.save_model(model, tmp_path / "m.safetensors", description)
+    old = (tmp_path / "m.safetensors").read_bytes()
+
+    def crash(state, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", crash)
+    with pytest.raises(OSError, match="disk full"):
+        sl.training.save_model(model, tmp_path / "m.safetensors", description)
+    assert (tmp_path / "m.safetensors").read_bytes() == old
+
+
+def test_own_blocks_train_and_say_so_when_loaded_without(sample, tmp_path):
+    class Plain(sl.MixFFN):
+        def forward(self, x):
+            return self.fc2(self.fc1(x).relu())
+
+    run = sl.train(config(sample, tmp_path / "run", steps=1, model_options={"ffn": Plain}), progress=False)
+    assert sl.load_model(run.folder, ffn=Plain)[0].encoder.stages[0].blocks[0].ffn.__class__ is Plain
+    with pytest.raises(ValueError, match="ffn.*Plain"):
+        sl.load_model(run.folder)
+
+
+def test_compare_trains_each_seed_once_and_tells_means(sample, tmp_path):
+    configs = {"plain": config(sample, ""), "slow": config(sample, "", lr=1e-5)}
+    table = sl.compare(configs, seeds=2, folder=tmp_path / "c", progress=False)
+    assert all(len(v) == 2 for v in table.values().values()) and "±" in str(table)
+    mean, sd = table.mean_sd()["plain"]
+    values = table.values()["plain"]
+    assert mean == pytest.approx(sum(values) / 2) and sd == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    before = (tmp_path / "c/plain/0/checkpoint.pt").stat().st_mtime_ns
+    again = sl.compare(configs, seeds=2, folder=tmp_path / "c", progress=False)
+    assert again.results == table.results
+    assert len((tmp_path / "c/plain/0/log.jsonl").read_text().splitlines()) == 1 and before
+
+
+def test_settings_are_checked_in_words():
+    with pytest.raises(ValueError, match="no preset 'coco'; there are sample-coco"):
+        sl.TrainConfig.preset("coco")
+    with pytest.raises(ValueError, match="no setting 'stepz'"):
+        sl.TrainConfig.preset("sample-coco", stepz=3)
+    with pytest.raises(ValueError, match="precision"):
+        sl.TrainConfig(precision="int8")
+    with pytest.raises(ValueError, match="at least 32"):
+        sl.TrainConfig(size=16)
+
+
+def test_report_presets_are_the_reports_settings():
+    coco, ct = sl.training.PRESETS["report-coco"], sl.training.PRESETS["report-chest-ct"]
+    assert (coco.size, coco.epochs, coco.data_options["limit"], coco.augment) == (256, 100, 50_000, "pspnet")
+    assert (ct.size, ct.epochs, ct.data_options["limit"]) == (512, 50, 15_000)
