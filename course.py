@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent
 NOTEBOOKS, WORK = ROOT / "notebooks", ROOT / "work"
 DOCTOR = ROOT / "segformer_lite" / "course" / "doctor.py"
 CUDA = sys.platform == "linux"       # there, PyTorch's packages bring the CUDA libraries along
-FULL_GB, FULL_SIZE = (8, "about 5.5 GB, most of it CUDA libraries") if CUDA else (4, "one to two GB")
+FULL_GB, FULL_SIZE = (8, "about 6 GB, most of it CUDA libraries") if CUDA else (4, "one to two GB")
 EXTRA_GB, EXTRA_SIZE = 1, "a few 100 MB at most"      # when torch is there already
 
 

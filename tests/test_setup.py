@@ -409,7 +409,7 @@ GPU = TORCH | {"gpu": "H200", "gpu_gb": 150}
     (doctor.check_environment("/usr", "/usr", "/conda/x"), True, "conda"),
     (doctor.check_environment("/usr", "/usr", None), None, "course.py run"),
     (doctor.check_torch(TORCH), True, "0.29.2"),
-    (doctor.check_torch({"error": "No module named 'torch'"}), False, "course.py run"),
+    (doctor.check_torch({"error": "No module named 'torch'"}), False, "torch: No module named 'torch'"),
     (doctor.check_torch({"error": "operator torchvision::nms does not exist"}), False, "not a pair"),
     (doctor.check_torch({"error": "OSError: libcudart.so"}), False, "does not import"),
     (doctor.check_gpu(GPU, ["H200"], hidden=False), True, "150 GB, CUDA 13.2"),

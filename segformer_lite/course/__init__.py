@@ -1,5 +1,1 @@
-"""What only the course needs: the first cell of a chapter, the checks of its exercises, the doctor."""
-
-from .setup import setup
-
-__all__ = ["setup"]
+"""What only the course needs: a chapter's first cell, the checks of its exercises, the doctor."""

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from .base import SegmentationDataset, default_palette, read_image
+from .base import SegmentationDataset, course_folder, default_palette, read_image
 from .chest_ct import ChestCT
 from .coco import CocoSegmentation
 from .folder import FolderSegmentation

@@ -31,7 +31,7 @@ def kites_and_birds(s: Scene, kites: int, birds: int, horizon: float) -> None:
         hand = (s.between(0, 1) * s.width, horizon + 8)
         string = curve([(x, y), (x + 0.1 * s.width, y + 0.3 * s.height), hand])
         if s.annotated:
-            s.cover(0.6 * s.shapes([*string, *((a + 0.8, b) for a, b in reversed(string))]), (250, 250, 245))
+            s.fill([[*string, *((a + 0.8, b) for a, b in reversed(string))]], (250, 250, 245), opacity=0.6)
         s.add(name, x, y, size, s.between(-0.9, 0.9))
 
 
@@ -67,7 +67,7 @@ def beach(s: Scene) -> None:
         s.add("boat", x, y - 0.46 * size, size, s.between(-0.08, 0.08))
     sand = hsv(s.between(0.07, 0.13), s.between(0.2, 0.5), s.between(0.7, 0.95))
     s.ground(shore, sand, 0.07, 0.6, 0.6)
-    s.cover(0.8 * s.shapes(box(0, shore - 1, s.width, shore + 1.5), blur=0.8), (250, 250, 250))  # surf
+    s.fill([box(0, shore - 1, s.width, shore + 1.5)], (250, 250, 250), 0.2, 0.3, opacity=0.6)  # surf
     kites_and_birds(s, s.rng.integers(0, 2), s.rng.integers(0, 2), horizon)
     if s.rng.random() < 0.12:
         s.crowd(shore + 8, s.height * s.between(0.1, 0.16))
@@ -83,7 +83,8 @@ def street(s: Scene) -> None:
     s.houses(horizon)
     s.ground(horizon, hsv(s.rng.random(), s.between(0, 0.12), s.between(0.35, 0.75)), 0.08, 0.5, 0.5)
     lane = horizon + 0.55 * (s.height - horizon)
-    s.cover(0.8 * s.shapes(*(box(x, lane, x + 14, lane + 3) for x in range(0, s.width, 26))), (240, 235, 220))
+    dashes = [box(x, lane, x + 14, lane + 3) for x in range(0, s.width, 26)]
+    s.fill(dashes, (240, 235, 220), 0.1, opacity=0.8)
     if s.rng.random() < 0.3:
         s.tree(s.between(0, 1) * s.width, horizon + 5, s.height * s.between(0.3, 0.5))
     if s.rng.random() < 0.15:
@@ -96,7 +97,7 @@ def street(s: Scene) -> None:
         x, near = s.between(0.1, 0.9) * s.width, s.rng.beta(1, 1.5)
         size, foot = s.height * (0.1 + 0.5 * near), horizon + (0.15 + near) * (s.height - horizon)
         y = foot - s.height * (0.3 + 0.5 * near)
-        s.cover(s.shapes(box(x - 0.04 * size, y, x + 0.04 * size, foot)), (125, 125, 130))  # the post
+        s.fill([box(x - 0.04 * size, y, x + 0.04 * size, foot)], (125, 125, 130))  # the post
         s.add("stop sign", x, y, size, s.between(-0.08, 0.08))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from segformer_lite.data.sample.objects import CLASSES
 from segformer_lite.data.sample.pen import Colour, Sprite, any_colour, earthy, hsv, noise, pale, shade
@@ -56,14 +56,24 @@ class Scene:
         """A surface (H, W, 3): the colour under fractal noise."""
         return np.asarray(colour, np.float32) * (1 + strength * self.noise(zoom_x, zoom_y))[..., None]
 
-    def shapes(self, *polygons: np.ndarray | list, blur: float = 0) -> np.ndarray:
-        """Coverage (H, W) of polygons given in pixels, with smooth edges."""
-        image = Image.new("L", (2 * self.width, 2 * self.height))
+    def fill(
+        self, polygons: list, colour: Colour, grain: float = 0, zoom: float = 1, opacity: float = 1
+    ) -> None:
+        """Paint polygons given in pixels with smooth edges; grain and zoom are those of the noise on them."""
+        points = np.concatenate([np.asarray(p, float) for p in polygons])
+        x0, y0 = np.maximum(np.floor(points.min(0)) - 1, 0).astype(int).tolist()
+        x1, y1 = np.minimum(np.ceil(points.max(0)) + 1, (self.width, self.height)).astype(int).tolist()
+        if x0 >= x1 or y0 >= y1:
+            return
+        image = Image.new("L", (2 * (x1 - x0), 2 * (y1 - y0)))
         draw = ImageDraw.Draw(image)
         for polygon in polygons:
-            draw.polygon((2 * np.asarray(polygon)).ravel().tolist(), fill=255)
-        image = image.reduce(2)
-        return np.asarray(image.filter(ImageFilter.GaussianBlur(blur)) if blur else image, np.float32) / 255
+            draw.polygon((2 * (np.asarray(polygon) - (x0, y0))).ravel().tolist(), fill=255)
+        alpha = np.asarray(image.reduce(2), np.float32) * (opacity / 255)
+        rgb = np.asarray(colour, np.float32)
+        if grain:
+            rgb = rgb * (1 + grain * noise(self.rng, x1 - x0, y1 - y0, zoom, zoom))[..., None]
+        self.cover(alpha, rgb, np.s_[y0:y1, x0:x1])
 
     def cover(self, alpha: np.ndarray, rgb: np.ndarray | Colour, where=np.s_[:, :]) -> None:
         """Paint `rgb` where alpha is 1, both given within `where`; instances below lose those pixels."""
@@ -152,7 +162,7 @@ class Scene:
         self.rgb[:] = top + t * (low - top)
         if self.rng.random() < 0.3:
             x, y = self.between(0.1, 0.9) * self.width, self.between(0.1, 0.6) * horizon
-            self.cover(self.shapes(regular(x, y, self.between(6, 14)), blur=0.8), hsv(0.13, 0.35, 1))
+            self.fill([regular(x, y, self.between(6, 14))], hsv(0.13, 0.35, 1))
         clouds = (self.noise(2.5, 1.2) - self.between(0, 1.2)).clip(0, 1) * self.between(0.5, 0.95)
         self.cover(clouds, self.texture(pale(self.rng), 0.04))
 
@@ -171,8 +181,7 @@ class Scene:
             height = self.height * self.between(0.03, 0.12) * (1 - 0.25 * step)
             ridge = np.stack([x * self.width, horizon - height * (1.6 + sum(waves))], 1)
             outline = [*ridge, (self.width, horizon + 2), (0, horizon + 2)]
-            colour = hsv(self.between(0.2, 0.7), 0.3, self.between(0.35, 0.75))
-            self.cover(self.shapes(outline), self.texture(colour, 0.08, 1, 0.6))
+            self.fill([outline], hsv(self.between(0.2, 0.7), 0.3, self.between(0.35, 0.75)), 0.08)
 
     def tree(self, x: float, foot: float, size: float) -> None:
         """A fir or a tree with a round crown."""
@@ -188,25 +197,24 @@ class Scene:
             bumps = 0.025 * np.sin(7 * t + self.between(0, 6)) + 0.03 * np.sin(4 * t + self.between(0, 6))
             outlines = [(0, -0.68) + (crown - (0, -0.68)) * (0.3 + bumps)[:, None]]
         trunk, *outlines = ((x, foot) + size * np.asarray(points) for points in (trunk, *outlines))
-        self.cover(self.shapes(trunk), hsv(0.07, 0.5, self.between(0.25, 0.5)))
-        self.cover(self.shapes(*outlines), self.texture(leaf, 0.28, 0.5, 0.5))
+        self.fill([trunk], hsv(0.07, 0.5, self.between(0.25, 0.5)))
+        self.fill(outlines, leaf, 0.28, 0.5)
 
     def houses(self, foot: float) -> None:
         """A row of houses with windows, some with a roof."""
         x = -self.between(0, 20)
         while x < self.width:
             w, top = self.between(0.16, 0.34) * self.width, self.between(0.05, 0.7) * foot
-            paint = self.texture(any_colour(self.rng), 0.07, 0.5, 0.5)
-            self.cover(self.shapes(box(x, top, x + w, foot)), paint)
+            self.fill([box(x, top, x + w, foot)], any_colour(self.rng), 0.07, 0.5)
             if self.rng.random() < 0.5:
                 roof = [(x - 2, top), (x + w / 2, top - 0.3 * w), (x + w + 2, top)]
-                self.cover(self.shapes(roof), self.texture(earthy(self.rng), 0.1, 1, 0.3))
+                self.fill([roof], earthy(self.rng), 0.1, 0.5)
             pitch_x, pitch_y = w / self.rng.integers(2, 5), self.between(13, 20)
             columns = np.arange(x + 0.22 * pitch_x, x + w - 2, pitch_x)
             rows = np.arange(top + 5, foot - 10, pitch_y)
             windows = [box(a, b, a + 0.55 * pitch_x, b + 0.55 * pitch_y) for a in columns for b in rows]
-            glass = hsv(self.between(0.1, 0.65), 0.35, self.between(0.3, 0.9))
-            self.cover(0.9 * self.shapes(*windows), glass)
+            if windows:
+                self.fill(windows, hsv(self.between(0.1, 0.65), 0.35, self.between(0.3, 0.9)), opacity=0.9)
             x += w + self.rng.choice([0, 0, self.between(3, 15)])
 
     def wall(self) -> None:
@@ -232,17 +240,16 @@ class Scene:
         self.shadow(x, y + 3, 0.8 * w, 0.8 * h, 0.35)
         for inset, colour in ((0, earthy(self.rng)), (2.5, pale(self.rng)), (5, any_colour(self.rng))):
             a, b = w / 2 - inset, h / 2 - inset
-            self.cover(self.shapes(box(x - a, y - b, x + a, y + b)), colour)
+            self.fill([box(x - a, y - b, x + a, y + b)], colour)
         for _ in range(3):
             u, v, r = self.between(-0.2, 0.2) * w, self.between(-0.2, 0.2) * h, self.between(0.06, 0.14)
             corners = self.rng.choice([3, 4, 16])
             spot = regular(x + u, y + v, r * min(w, h), corners=corners, turn=self.between(0, 6))
-            self.cover(self.shapes(spot), any_colour(self.rng))
+            self.fill([spot], any_colour(self.rng))
 
     def plate(self, x: float, y: float, r: float, squash: float = 1) -> None:
         """A plate, as round as a pizza or a clock."""
         self.shadow(x + 2, y + 3, 1.4 * r, 1.4 * r * squash, 0.4)
         colour = any_colour(self.rng)
         for scale, tone in ((1, 1.0), (0.93, 1.25), (0.68, 0.88), (0.63, 1.15)):
-            disc = self.shapes(regular(x, y, scale * r, squash))
-            self.cover(disc, self.texture(shade(colour, tone), 0.03))
+            self.fill([regular(x, y, scale * r, squash)], shade(colour, tone), 0.03)
