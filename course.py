@@ -19,6 +19,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -189,13 +190,8 @@ def explain(errors):
 # ----------------------------------------------------------------------------------------------------
 # the four commands
 
-def environment(**variables):
-    """This process's environment variables and `variables`; one data folder, wherever a notebook lies."""
-    return {"SEGFORMER_LITE_DATA": str(ROOT / "data"), **os.environ, **variables}
-
-
 def run(arguments):
-    return call([ensure(), "-m", "segformer_lite", "demo", *arguments], env=environment())[0]
+    return call([ensure(), "-m", "segformer_lite", "train", "--preset", "sample-coco", *arguments])[0]
 
 
 def chapters():
@@ -237,7 +233,9 @@ def lab(arguments):
         return 2
     python = ensure("course")
     copy_chapters()
-    return call([python, "-m", "jupyterlab", f"work/{chosen[0]}", *arguments], env=environment())[0]
+    # By itself JupyterLab would show work/ alone; the solutions lie in notebooks/.
+    root = f"--ServerApp.root_dir={ROOT}"
+    return call([python, "-m", "jupyterlab", f"work/{chosen[0]}", root, *arguments])[0]
 
 
 def test(arguments):
@@ -246,14 +244,16 @@ def test(arguments):
     named = any(argument.split("::")[0].endswith((".py", ".ipynb")) for argument in arguments)
     notebooks = chapters() + sorted(NOTEBOOKS.glob("solutions/[0-9][0-9]_*.ipynb"))
     # One thread on the CPU: the numbers stored in the chapters are compared with those of this run.
-    env = environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONHASHSEED="0",
-                      SEGFORMER_TEST="1", SEGFORMER_LITE_MODE="fast")
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                        "PYTHONHASHSEED": "0", "SEGFORMER_TEST": "1", "SEGFORMER_LITE_MODE": "fast",
+                        "SEGFORMER_QUICK": "1"}     # a chapter's own training is cut short
     env.pop("MPLBACKEND", None)         # a kernel chooses its own, tests/conftest.py sets that of the tests
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile",
                "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120",
                "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
     files = [] if named else ["tests", *(path.relative_to(ROOT) for path in notebooks)]
-    return call([*command, *files, *arguments], env=env)[0]
+    with tempfile.TemporaryDirectory(prefix="segformer_runs_") as runs:      # keeps the learner's runs/ clean
+        return call([*command, *files, *arguments], env=env | {"SEGFORMER_LITE_RUNS": runs})[0]
 
 
 def doctor(arguments):
@@ -268,7 +268,7 @@ def doctor(arguments):
 
 COMMANDS = {
     run: ("make the synthetic sample, train SegFormer-B0 from scratch, show its masks",
-          "Further arguments go to `segformer-lite demo`.",
+          "Further arguments go to `segformer-lite train --preset sample-coco`.",
           "python3 course.py run"),
     lab: ("copy new chapters into work/ and open JupyterLab there",
           "First argument: a chapter's number or name (00 if none). Further arguments go to JupyterLab.\n"

@@ -40,7 +40,7 @@ ENV = {
     "PYTHONHASHSEED": "0",
 }
 METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
 }
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
-        return _complain("stopped; a run goes on from its last checkpoint with: segformer-lite train --resume FOLDER", 130)
+        return _complain("stopped; training goes on from its last checkpoint with train --resume FOLDER", 130)
     except torch.OutOfMemoryError:
         return _complain("the GPU's memory is full: use a smaller --batch-size or --size")
     except (ValueError, OSError) as error:
@@ -68,7 +68,7 @@ def _complain(message: str, status: int = 2) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their flags; each command's help ends with an example."""
-    parser = argparse.ArgumentParser(prog="segformer-lite", description="SegFormer from scratch: data, training, masks.")
+    parser = argparse.ArgumentParser(prog="segformer-lite", description="SegFormer: data, training, masks.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def command(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
@@ -125,7 +125,8 @@ def _data_options(arguments) -> dict:
 
 def run_data(arguments) -> None:
     """`data sample`: write the synthetic sample."""
-    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder("sample-" + arguments.kind.replace("_", "-")))
+    name = "sample-" + arguments.kind.replace("_", "-")
+    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(name))
     print(f"sample: {folder}")
 
 
@@ -161,7 +162,7 @@ def _config_of_run(folder: Path) -> TrainConfig:
         require_own_classes(settings["model_options"], path)
         return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig)})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the settings of a run ({error}); start the run again without --resume") from None
+        raise ValueError(f"{path} is not the settings of a run ({error}); start anew without --resume") from None
 
 
 def run_evaluate(arguments) -> None:

@@ -24,6 +24,19 @@ def class_shares(dataset, drop=True):
     return counts / (counts.sum() if drop else len(labels))
 
 
+class One:
+    """One item of a data set as a data set."""
+
+    def __init__(self, dataset, i):
+        self.item, self.classes = dataset[i], dataset.classes
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return self.item
+
+
 def stub(*arguments):
     raise NotImplementedError
 
@@ -55,8 +68,7 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.label_map, lambda x, s: label_map(x, s).float(), "int64"),
     (checks.class_shares, lambda d: class_shares(d, drop=False), "all pixels"),
     (checks.class_shares, lambda d: class_shares(d) * 8, "counts"),
-    (checks.class_shares, lambda d: torch.stack([class_shares(type("One", (), {
-        "classes": d.classes, "__len__": lambda s: 1, "__getitem__": lambda s, j: d[i]})()) for i in range(3)]).mean(0),
+    (checks.class_shares, lambda d: torch.stack([class_shares(One(d, i)) for i in range(len(d))]).mean(0),
      "mean of each picture"),
 ])
 def test_planted_mistakes_are_rejected_and_named(check, wrong, cause):

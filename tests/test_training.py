@@ -17,8 +17,9 @@ def sample(tmp_path_factory):
 
 
 def config(sample, folder, **changes):
-    return sl.TrainConfig(**{"data": str(sample), "size": 64, "batch_size": 4, "steps": 6, "warmup": 2, "precision": "fp32",
-                             "checkpoint_every": 2, "device": "cpu", "folder": str(folder), **changes})
+    return sl.TrainConfig(**{"data": str(sample), "size": 64, "batch_size": 4, "steps": 6, "warmup": 2,
+                             "precision": "fp32", "checkpoint_every": 2, "device": "cpu", "folder": str(folder),
+                             **changes})
 
 
 def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():

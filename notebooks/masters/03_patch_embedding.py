@@ -2,8 +2,8 @@
 # # 03 · Turn a picture into tokens: overlapping patch embedding
 #
 # About 50 minutes to read and run, 45 more for the exercises. The code itself takes about ten
-# seconds and less than 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are
-# the same here.
+# seconds and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the
+# same here.
 
 # %% [markdown]
 # **What you build.** The first block of every SegFormer stage: `PatchEmbed`, a dozen lines that

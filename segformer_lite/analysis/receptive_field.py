@@ -110,5 +110,5 @@ def receptive_field(model: nn.Module, images: Tensor, layer: str = "stage4",
     maps = gradient.abs().sum(1).double()
     mass = maps.sum((1, 2), keepdim=True)
     if (mass == 0).any():
-        raise ValueError(f"{scalar} of {layer} at {pixel} has no gradient in some image: choose another scalar or pixel")
+        raise ValueError(f"{scalar} of {layer} at {pixel} has no gradient in an image: choose another scalar or pixel")
     return ReceptiveField((maps / mass).mean(0).cpu().numpy(), layer, scalar, tuple(pixel))

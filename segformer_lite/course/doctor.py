@@ -45,9 +45,9 @@ def check_python(version: tuple[int, ...]) -> Result:
 def check_environment(prefix: str, base_prefix: str, conda: str | None) -> Result:
     """prefix, base_prefix: as in `sys`; conda: the active conda environment's folder, if any."""
     if prefix != base_prefix:
-        return Result("environment", True, prefix)
+        return Result("environment", True, Path(prefix).name)
     if conda:
-        return Result("environment", True, f"conda, {conda}")
+        return Result("environment", True, f"conda, {Path(conda).name}")
     return Result("environment", None, f"none of its own, this is the Python in {prefix}",
                   f"to make one with everything in it, {INSTALL}")
 
@@ -213,6 +213,7 @@ def memory_bytes() -> int | None:
 def examine(root: Path) -> list[Result]:
     """Run every check on this machine. root: the course's folder."""
     data = Path(os.environ.get("SEGFORMER_LITE_DATA") or root / "data")
+    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or root / "runs")
     torch_facts = probe(TORCH_PROBE)
     installed = importlib.util.find_spec("torch") is not None
     return [
@@ -225,7 +226,7 @@ def examine(root: Path) -> list[Result]:
         check_kernel(probe(KERNEL_PROBE), sys.executable),
         *check_data(data),
         check_writable(data),
-        check_writable(root / "runs"),
+        check_writable(runs),
     ]
 
 

@@ -22,6 +22,11 @@ class Session:
     def full(self) -> bool:
         return self.mode == "full"
 
+    @property
+    def quick(self) -> bool:
+        """Whether the tests run this chapter: its own training is then cut short (SEGFORMER_QUICK)."""
+        return bool(os.environ.get("SEGFORMER_QUICK"))
+
 
 def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:
     """Seed everything, set how numbers print and figures look, choose mode and device; say so in one line.

@@ -17,6 +17,12 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
+def course_folder() -> Path:
+    """The folder that data/ and runs/ belong to: the nearest one above here that holds course.py, else this one."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "course.py").is_file()), here)
+
+
 class SegmentationDataset(Dataset, ABC):
     """Images with a class per pixel: `dataset[i]` is (Image uint8 (3, H, W), Mask int64 (H, W)).
 

@@ -158,7 +158,8 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
             for indices, images, labels in _batches(dataset, size, batch_size):
                 logits = model(preprocess(images.to(device)))
                 for i, label, logit in zip(indices, labels, logits.float(), strict=True):
-                    _count(report, i, upsample(logit[None], label.shape[-2:])[0], label.to(device), dataset.ignore_index)
+                    full = upsample(logit[None], label.shape[-2:])[0]
+                    _count(report, i, full, label.to(device), dataset.ignore_index)
                 bar.update(len(indices))
     finally:
         model.train(was_training)

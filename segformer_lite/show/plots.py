@@ -143,8 +143,8 @@ def network(lit: str | Sequence[str] = ()) -> None:
     here = " and ".join(PARTS[name] for name in lit)
     alt = (
         "Map of SegFormer. The image passes through four stages at 1/4, 1/8, 1/16 and 1/32 of its size; "
-        "each is a patch embedding followed by blocks of efficient self-attention and Mix-FFN. The feature maps "
-        "F1 to F4 of all four stages go up into one MLP decoder, which gives the mask."
+        "each is a patch embedding followed by blocks of efficient self-attention and Mix-FFN. The feature "
+        "maps F1 to F4 of all four stages go up into one MLP decoder, which gives the mask."
     )
     figure(fig, alt=alt + (f" Lit: {here}." if here else ""))
 

@@ -35,7 +35,7 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
     path = Path(path)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; give a run's folder (it holds {WEIGHTS}) or a .safetensors file")
+        raise FileNotFoundError(f"no weights at {path}; give a run's folder, which holds {WEIGHTS}, or such a file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -52,8 +52,8 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
         model.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
-        raise ValueError(f"{path} does not fit {description['model']} with {len(description['classes'])} classes: {first}"
-                         ) from None
+        expected = f"{description['model']} with {len(description['classes'])} classes"
+        raise ValueError(f"{path} does not fit {expected}: {first}") from None
     return model.eval(), description
 
 
@@ -78,7 +78,7 @@ def load_checkpoint(path: str | Path) -> dict:
         raise FileNotFoundError(f"nothing to resume from: no {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["step"], content["settings"]  # noqa: B018 (a foreign file has neither)
+        content["step"], content["settings"]  # a foreign file has neither
     except Exception as error:  # whatever a broken file raises: zip, pickle, key and type errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint of this course ({reason[:80]}); "

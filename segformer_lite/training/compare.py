@@ -62,8 +62,8 @@ def compare(configs: dict[str, TrainConfig], seeds: int = 3, folder: str | Path 
         results[name] = []
         for seed in range(seeds):
             place = Path(folder) / name / str(seed)
-            run = train(replace(config, seed=seed, folder=str(place)), resume=place if (place / CHECKPOINT).exists() else None,
-                        progress=progress)
+            resume = place if (place / CHECKPOINT).exists() else None
+            run = train(replace(config, seed=seed, folder=str(place)), resume, progress)
             parameters = sum(p.numel() for p in run.model.parameters())
             results[name].append({**run.report.summary(), "parameters": parameters})
     return Comparison(results)

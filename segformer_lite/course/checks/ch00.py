@@ -32,9 +32,9 @@ def iou(function) -> None:
                  f"my_iou, class {c}: expected {wanted:.4f}, got {float(got):.4f}.{hint}")
     label = torch.zeros(3, 3, dtype=torch.int64)
     true(math.isnan(float(function(label, label, 2))),
-         "my_iou: a class that is in neither map must give float('nan'): there was nothing to find")
+         "my_iou: a class in neither map must give float('nan'): there was nothing to find")
     label[0] = 1
-    true(float(function(torch.zeros_like(label), label, 1)) == 0, "my_iou: a class that was missed entirely must give 0")
+    true(float(function(torch.zeros_like(label), label, 1)) == 0, "my_iou: a class that was missed must give 0")
     print("my_iou: correct, also for pixels that count nowhere and for absent classes.")
 
 
@@ -78,5 +78,5 @@ def class_shares(function) -> None:
          (("divided by all pixels, those labelled 255 among them", torch.tensor([4, 2, 2, 0]) / 11),
           ("these are counts: divide by their sum", torch.tensor([4.0, 2, 2, 0])),
           ("the mean of each picture's shares: large pictures must count more",
-           torch.stack([torch.tensor(r) for r in ([2 / 3, 1 / 3, 0, 0], [0, 0, 1.0, 0], [2 / 3, 1 / 3, 0, 0])]).mean(0))))
+           torch.tensor([[2, 1, 0, 0], [0, 0, 3, 0], [2, 1, 0, 0]]).div(3).mean(0))))
     print("my_class_shares: correct.")
