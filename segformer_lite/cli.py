@@ -61,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
 
 
+def _watched() -> bool:
+    """Whether a person looks on: bars are for a terminal, not for a log file."""
+    return sys.stderr.isatty()
+
+
 def _complain(message: str, status: int = 2) -> int:
     print(f"segformer-lite: {message}", file=sys.stderr)
     return status
@@ -141,7 +146,7 @@ def run_train(arguments) -> None:
     if "data" in changes:
         config = replace(config, data_options={})  # another data set: the preset's options do not fit it
     config = replace(config, **changes, data_options={**config.data_options, **options})
-    run = train(config, resume=arguments.resume)
+    run = train(config, arguments.resume, progress=_watched())
 
     val_set = data.open_dataset(config.data, "val", **config.data_options)
     draw_results(run.model, val_set, config.short_side, run.folder / "figure.png")
@@ -171,7 +176,7 @@ def run_evaluate(arguments) -> None:
     options = _data_options(arguments) or (description["data_options"] if arguments.data is None else {})
     dataset = data.open_dataset(arguments.data or description["data"], arguments.split, **options)
     model = model.to(choose_device(arguments.device))
-    report = evaluate(model, dataset, description["size"])
+    report = evaluate(model, dataset, description["size"], progress=_watched())
     print(report)
     if arguments.out:
         report.save(arguments.out)
@@ -187,7 +192,7 @@ def run_predict(arguments) -> int:
     if any(path.resolve().parent == arguments.out.resolve() for path in pictures):
         raise ValueError(f"--out {arguments.out} holds the pictures themselves: choose another folder for the results")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path, name in zip(tqdm(pictures, unit="img", desc="predict"), _distinct(p.stem for p in pictures), strict=True):
+    for path, name in zip(tqdm(pictures, unit="img", desc="predict", disable=not _watched()), _distinct(p.stem for p in pictures), strict=True):
         try:
             image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
             labels = predict_labels(model, image, description["size"])

@@ -626,8 +626,8 @@ show.figure(fig, alt=(
 # %% [markdown]
 # **C.** Right: with `transpose(1, 2)` first. Wrong: without. `reshape` never moves numbers, it only
 # counts them off anew. In a token list the four numbers of one token stand side by side, so the
-# "first channel" takes the first quarter of the *tokens*, all their channels woven into stripes. A
-# network can even be trained with this mistake: it just stays bad, and nothing says why.
+# "first channel" takes the first quarter of the *tokens*, all their channels woven into stripes.
+# Training runs with this mistake, too, only badly, and no message says why.
 #
 # The package avoids the question. Its token maps keep their two spatial axes, (B, H, W, C), and
 # `permute` *names* what it moves.

@@ -179,7 +179,7 @@ def default_palette(count: int) -> np.ndarray:
     steps = np.linspace(0, 255, 10).round()
     candidates = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     views = _appearance(candidates)
-    light = views[0, :, 0] > 0.4  # darker ones look like background
+    light = views[0, :, 0] > 0.5  # darker ones look like background
     candidates, views = candidates[light], views[:, light]
     colours = [BACKGROUND, *OKABE_ITO][:count]
     taken = np.array([*colours, (255, 255, 255)], dtype=float)  # white stays free for "not labelled"

@@ -29,7 +29,7 @@ def contours(labels) -> np.ndarray:
     return edge
 
 
-def overlay(image, labels, palette: np.ndarray, strength: float = 0.55) -> np.ndarray:
+def overlay(image, labels, palette: np.ndarray, strength: float = 0.65) -> np.ndarray:
     """The label map laid over its image: foreground filled, every border drawn; (H, W, 3) uint8.
 
     image: uint8 (3, H, W) or (H, W, 3). labels: (H, W). strength: 0 shows the image only, 1 the labels only.
@@ -81,7 +81,7 @@ def comparison(images: Sequence, predictions: Sequence, labels: Sequence, classe
     return fig
 
 
-def draw_field(ax, field, decades: float = 4.0) -> None:
+def draw_field(ax, field, decades: float = 3.0) -> None:
     """A receptive field on `ax`: its values as powers of ten below the largest, the weakest `decades` of them dark."""
     field = np.asarray(field, dtype=float)
     ax.imshow(np.log10(np.maximum(field / field.max(), 10**-decades)), cmap="cividis", vmin=-decades, vmax=0)

@@ -69,9 +69,8 @@ class Augmented(Dataset):
 
     def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, index = position_and_index
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.seed, position, index))
-            image, label = self.transform(*self.base(index))
+        torch.manual_seed(mix(self.seed, position, index))
+        image, label = self.transform(*self.base(index))
         return image.as_subclass(Tensor), label.as_subclass(Tensor)
 
 
