@@ -69,13 +69,15 @@ def main() -> None:
     table = sl.compare(chosen, seeds=args.seeds, folder=runs, progress=sys.stderr.isatty())
     print(table)
 
-    settings = {name: {key: value for key, value in config.as_dict().items() if key not in ("seed", "folder", "name")}
-                for name, config in chosen.items()}
+    own = ("model", "model_options")
+    every = {name: config.as_dict() for name, config in chosen.items()}
     content = {
         "command": f"python benchmarks/encoder_ablation.py --steps {args.steps} --seeds {args.seeds}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
                      "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
-        "settings": settings,
+        "settings": {key: value for key, value in next(iter(every.values())).items()
+                     if key not in (*own, "seed", "folder", "name")},
+        "networks": {name: {key: config[key] for key in own} for name, config in every.items()},
         "results": table.results,
     }
     args.out.mkdir(parents=True, exist_ok=True)

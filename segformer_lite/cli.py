@@ -192,7 +192,8 @@ def run_predict(arguments) -> int:
     if any(path.resolve().parent == arguments.out.resolve() for path in pictures):
         raise ValueError(f"--out {arguments.out} holds the pictures themselves: choose another folder for the results")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for path, name in zip(tqdm(pictures, unit="img", desc="predict", disable=not _watched()), _distinct(p.stem for p in pictures), strict=True):
+    named = list(zip(pictures, _distinct(p.stem for p in pictures), strict=True))
+    for path, name in tqdm(named, unit="img", desc="predict", disable=not _watched()):
         try:
             image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
             labels = predict_labels(model, image, description["size"])

@@ -1,4 +1,4 @@
-"""Every check of the course accepts the right answer and rejects the open stub and typical mistakes."""
+"""Chapter 03's checks accept the right answers and reject the open stub and typical mistakes, naming the cause."""
 
 import pytest
 import torch
@@ -15,9 +15,6 @@ def stub(*args):
 
 def nothing(*args):
     return None
-
-
-# Chapter 03
 
 
 def stage_sizes(height, width):
@@ -136,7 +133,8 @@ def test_check_rejects_a_mistake_and_says_why(check, answer, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_every_check_is_tested_both_ways():
-    named = {getattr(checks, name) for name in checks.__all__}
+def test_every_check_of_the_chapter_is_tested_both_ways():
+    every = [getattr(checks, name) for name in checks.__all__]
+    named = {check for check in every if check.__module__.endswith("ch03")}
     assert named == {check for check, _ in ACCEPTED}
     assert all(sum(check is other for other, *_ in REJECTED) >= 3 for check in named)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 08 · Read the labels: what a data set says, and what is done to it
 #
-# About 60 minutes to read and run, 60 more for the exercises. The code takes about half a minute
-# on one CPU core and less than 2 GB of memory. No GPU is needed, and the modes fast and full are
-# the same here. If the samples have never been drawn on this machine, that takes another minute,
+# About 60 minutes to read and run, 70 more for the exercises. The code takes about 20 seconds on
+# one CPU core and less than 2 GB of memory. No GPU is needed, and the modes fast and full are the
+# same here. If the two samples have never been drawn on this machine, that takes another minute,
 # once.
 
 # %% [markdown]
@@ -173,19 +173,18 @@ show.figure(fig, alt=(
 # **B.** Second panel: right. Third: the same numbers, read row by row. No error, because height
 # times width is width times height. On a square picture it would have been A.
 #
-# *Why columns?* The format comes from a MATLAB toolbox, and MATLAB stores matrices by column. It is
-# as good a rule as any, and costs everybody an hour once.
+# *Why columns?* COCO's tools exist for MATLAB too, which stores a matrix column by column. It is as
+# good a rule as any, and costs everybody an hour once.
 
 # %% [markdown]
 # ### From 1 … 90 to 1 … 80
 #
-# COCO's category ids run from 1 to 90, but there are 80 categories: ten were dropped before the
-# release and left holes. The classifier needs labels without holes, so the ids are numbered anew,
-# in order.
+# COCO's category ids run from 1 to 90, but there are 80 categories: ten ids are not used. The
+# classifier needs labels without holes, so the ids are numbered anew, in order.
 
 # %%
-dropped = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
-ids = [i for i in range(1, 91) if i not in dropped]
+unused = [12, 26, 29, 30, 45, 66, 68, 69, 71, 83]
+ids = [i for i in range(1, 91) if i not in unused]
 label_of_id = {category: label for label, category in enumerate(ids, start=1)}
 print(len(ids), "ids;", ", ".join(f"{i} -> {label_of_id[i]}" for i in (1, 11, 13, 59, 90)))
 
@@ -375,7 +374,7 @@ ax.set(xscale="log", yticks=range(11), yticklabels=[coco.classes[c] for c in ord
 ax.invert_yaxis()
 show.figure(fig, alt=(
     "Bars of the share of labelled pixels per class on a logarithmic axis. Background has "
-    "nearly 80 per cent, the boat follows with about 5, and the rarest class has well under 1."))
+    "nearly 80 per cent, pizza follows with 6, and the kite is last with half a per cent."))
 
 # %%
 for c in (order[0], order[1], order[-1]):
@@ -383,9 +382,10 @@ for c in (order[0], order[1], order[-1]):
 print(f"labelled 255: {pixels[255] / pixels.sum():.2%} of all pixels")
 
 # %% [markdown]
-# The longest bar is background, about 80 % of all pixels. Every class below it is at least ten
-# times rarer, and on the logarithmic axis the rarest is more than a hundred times rarer. In chest
-# CT it is worse: the trachea has a few pixels in a thousand. Three things follow.
+# The longest bar is background, about 80 % of all pixels. Every other class is at least ten times
+# rarer, and the last more than a hundred times. (A kite is in more pictures than a pizza. It is
+# rare because it is *small*.) In chest CT it is worse: the trachea has about two pixels in a
+# thousand. Three things follow.
 #
 # - Always answering "background" is 80 % right. So the score is the *mean over classes*, mIoU.
 # - The first thing a network learns is how common each class is. That is the steep start of every
@@ -402,7 +402,7 @@ print(f"labelled 255: {pixels[255] / pixels.sum():.2%} of all pixels")
 
 # %%
 logits = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 3, 0], [0, 3, 0]])
-for what, last in [("255", 255), ("background", 0), ("person", 1)]:
+for what, last in [("255", 255), ("background", 0)]:
     label = torch.tensor([0, 1, last, last])
     print(f"crowd as {what:10s}: loss {F.cross_entropy(logits, label, ignore_index=255):.3f}")
 
@@ -482,8 +482,8 @@ def invented(label, mode):
 
 
 for mode in halves:
-    share_, which = invented(label, mode)
-    print(f"{mode:13s} {share_:.2%} invented;", [coco.classes[c] for c in which if c < 11],
+    part, which = invented(label, mode)
+    print(f"{mode:13s} {part:.2%} invented;", [coco.classes[c] for c in which if c < 11],
           "and", sum(c > 10 for c in which), "labels of no class")
 
 # %% [markdown]
@@ -496,10 +496,10 @@ for mode in halves:
 # %%
 def shift(factor, mode):
     """By how many pixels a centred disc moves when its map is made `factor` times smaller."""
-    t = torch.arange(120) + 0.5 - 60
-    small = F.interpolate((t[:, None] ** 2 + t**2 < 900)[None, None].float(),
-                          scale_factor=1 / factor, mode=mode)[0, 0]
-    centres = factor * (torch.arange(len(small)) + 0.5) - 60
+    t = torch.arange(960) + 0.5 - 480
+    disc = (t[:, None] ** 2 + t**2 < 400**2).float()
+    small = F.interpolate(disc[None, None], size=960 // factor, mode=mode)[0, 0]
+    centres = factor * (torch.arange(len(small)) + 0.5) - 480
     return (small.sum(0) * centres).sum().item() / small.sum().item()
 
 
@@ -549,8 +549,8 @@ print(f"perfect, but mirrored: {right:.0%} of pixels right, mIoU {miou:.2f}")
 # %% [markdown]
 # ### PSPNet's recipe, step by step
 #
-# The Hirokawa report trains on COCO with the augmentation of PSPNet. Here it is, with chance
-# switched off: every step is taken.
+# The report that this course follows trains on COCO with the augmentation of PSPNet. Here it is,
+# with the coin tosses left out: every step is taken.
 
 # %%
 def every_step(size, seed):
@@ -984,9 +984,12 @@ show.figure(fig, alt=(
     "curves cross near every second slice."))
 
 # %% [markdown]
-# Yes. By slice (solid) the score hangs on the spacing alone; by patient (dashed) the spacing hardly
-# matters. Our phantom is cut into 27 slices from neck to belly. A real scan has several times as
-# many, so its neighbours are closer still, and the leak is larger.
+# Yes. By slice (solid) the score hangs on the spacing; by patient (dashed) the spacing hardly
+# matters. Far to the right the solid line even falls below: the most similar picture is still one of
+# the same patient, whose brightness and outline give it away, but it was cut at another height.
+#
+# Our phantom is cut into at most 27 slices from neck to belly. A real scan usually has several times
+# as many, so its neighbours are closer still, and the leak is larger.
 #
 # A trained network leaks in the same way: what it remembers of a patient is worth points. The remedy
 # costs nothing. **Divide patients, not slices**, then pictures. The package does it by default:
@@ -1011,7 +1014,7 @@ print("nobody is in both")
 sizes = {"COCO train2017.zip": 19_336_861_798, "COCO val2017.zip": 815_585_330,
          "COCO annotations_trainval2017.zip": 252_907_541, "chest CT, from Kaggle": 1_800_000_000}
 for name, size in sizes.items():
-    print(f"{name:34s} {size / 1e9:5.2f} GB, {size * 8 / 100e6 / 60:3.0f} minutes at 100 Mbit/s")
+    print(f"{name:34s} {size / 1e9:5.2f} GB, {size * 8 / 100e6 / 60:4.1f} minutes at 100 Mbit/s")
 
 # %% [markdown]
 # Unpacked they need about the same again. Put them here, beside the samples, and

@@ -1,0 +1,665 @@
+# %% [markdown]
+# # 05 · Know where you are without being told: Mix-FFN
+#
+# About 55 minutes to read and run, 50 more for the exercises. The code itself takes about half a
+# minute and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the
+# same here.
+
+# %% [markdown]
+# **What you build.** The second half of every SegFormer block: Mix-FFN, two linear maps with a small
+# convolution between them. At the end it carries the package's weights and gives the package's
+# numbers.
+#
+# **What you learn.**
+#
+# - why attention cannot tell where a token is, and what a table of positions does about it;
+# - what happens to such a table when the picture grows;
+# - what a depth-wise convolution computes, and what it saves: 0.54 instead of 2.69 million
+#   parameters in a block of stage 4;
+# - how zeros around a picture tell every token where it is, measured before and after training;
+# - that Mix-FFN is not the only door through which position comes in.
+#
+# **What you need.** Chapter 03 (patch embedding). Of attention only this much: every token looks at
+# all the others.
+
+# %% tags=["setup", "nbval-ignore-output"]
+import inspect
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import cbook
+from PIL import Image
+from torch import nn
+
+import segformer_lite as sl
+from segformer_lite import show
+from segformer_lite.analysis import position_maps, position_spread, split_padding
+from segformer_lite.course import checks
+from segformer_lite.course.setup import setup
+from segformer_lite.models.variants import FullConvFFN, LearnedPosition, MLPFFN, set_padding
+
+session = setup()
+
+# %% [markdown]
+# ## You are here
+
+# %%
+show.network(lit="mix_ffn")
+
+# %% [markdown]
+# Every block of every stage ends with the orange part. Attention lets tokens look at each other;
+# Mix-FFN then works on what each of them found.
+
+# %% [markdown]
+# ## The question
+#
+# In a street scene the sky is above and the road below. A network that labels pixels should be able
+# to use that. **How does a token know where it is?**
+#
+# Surely attention sees it? Try: take a map of 6 × 6 tokens, shuffle the 36 tokens, and send both
+# maps through plain self-attention.
+#
+# <details>
+# <summary><b>Predict, then run.</b> What happens to the output when the tokens are
+# shuffled?</summary>
+#
+# - A. It is shuffled in the same way, and nothing else changes.
+# - B. Every token changes: its neighbours are others now.
+# - C. Only tokens that were moved far change.
+#
+# </details>
+
+# %%
+attention = sl.EfficientSelfAttention(dim=32, heads=2, stride=1)  # stride 1: no reduction
+tokens, order = torch.randn(1, 6, 6, 32), torch.randperm(36)
+
+
+def shuffle(x):
+    return x.flatten(1, 2)[:, order].reshape(x.shape)
+
+
+torch.testing.assert_close(attention(shuffle(tokens)), shuffle(attention(tokens)))
+print("attention of the shuffled map = the shuffled attention")
+
+# %% [markdown]
+# **A.** Attention compares *contents*: each query asks all keys, and the sum over all of them is the
+# same in any order. To attention a picture is a bag of tokens. Sky above road or road above sky: it
+# cannot tell.
+#
+# ## The usual answer: a table
+#
+# The Vision Transformer keeps a **table of positions**: one learned vector for every place, added to
+# the token that stands there. The package has it as `LearnedPosition`, a patch embedding plus a
+# table. For pictures of 64 pixels stage 1 has 16 × 16 places:
+
+# %%
+with_table = LearnedPosition(3, 32, kernel=7, stride=4, grid=(16, 16))
+print("table ", tuple(with_table.position.shape))
+print("tokens", tuple(with_table(torch.randn(1, 3, 64, 64)).shape))
+
+# %% [markdown]
+# This works, and it costs. Tables as large as the maps of all four stages, for pictures of 512
+# pixels and the widths of MiT-B0:
+
+# %%
+sizes = [(512 // step) ** 2 * dim for step, dim in zip((4, 8, 16, 32), (32, 64, 160, 256))]
+print("numbers per table", sizes)
+print(f"together {sum(sizes):,}; the whole encoder without them has 3,319,392")
+
+# %% [markdown]
+# ### What happens at another size
+#
+# A picture of 128 pixels has 32 × 32 tokens in stage 1, and the table has 16 × 16 rows. Somebody
+# has to invent the rest. The usual way is to stretch the table by bicubic interpolation. The
+# function runs; look at what the network gets.
+#
+# For a drawing, take a table with a single channel and a single line of 16 places: a slow wave with
+# a little noise on it, as a trained table might have.
+
+# %%
+place = torch.arange(16.0)
+line = torch.sin(place / 2.5) + 0.3 * torch.randn(16)
+square = line.expand(1, 1, 16, 16)  # the same line in every row
+stretched = F.interpolate(square, size=(32, 32), mode="bicubic", align_corners=False)[0, 0, 16]
+
+fig, ax = plt.subplots(figsize=(5.5, 2.3))
+ax.plot(line, "o-", label="the table: 16 places")
+ax.plot(stretched, ".--", label="stretched: 32 places")
+ax.set(xlabel="token, counted from the left border", ylabel="one channel of the table")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+show.figure(fig, alt=(
+    "One channel of a table along a line of tokens. The original is a bumpy wave over tokens 0 to "
+    "15. The stretched one is the same wave drawn out over tokens 0 to 31, with every slope half as "
+    "steep."))
+
+# %% [markdown]
+# The network was trained with the solid line. Its tokens learned things like "my neighbour's vector
+# differs from mine by so much". On the dashed line every such difference is about half as large,
+# and the value that meant *fifth from the left* now stands on the tenth token.
+
+# %%
+def step_length(table):
+    """Mean length of the difference between a place's vector and that of its right neighbour."""
+    return (table[..., 1:] - table[..., :-1]).norm(dim=1).mean().item()
+
+
+for name, table in [("smooth", square), ("untrained", with_table.position.detach())]:
+    larger = F.interpolate(table, size=(32, 32), mode="bicubic", align_corners=False)
+    print(f"{name:10s} step to the neighbour falls to {step_length(larger) / step_length(table):.0%}")
+
+# %% [markdown]
+# The smoother the table, the closer the step comes to one half. Nobody told the network.
+#
+# The paper measured what that costs, on Cityscapes (Table 1c; mIoU in percent):
+#
+# | | windows of 768 × 768, as trained | whole pictures, 1024 × 2048 | change |
+# |---|---|---|---|
+# | table of positions | 77.3 | 74.0 | −3.3 |
+# | Mix-FFN | 80.5 | 79.8 | −0.7 |
+#
+# Two things stand there. The table loses more when the size changes. And Mix-FFN is better *even at
+# the size of training*. So what is it?
+
+# %% [markdown]
+# ## SegFormer's answer
+#
+# $$x_{out} = \mathrm{MLP}(\mathrm{GELU}(\mathrm{Conv}_{3\times3}(\mathrm{MLP}(x_{in})))) + x_{in}$$
+#
+# This is the paper's equation 3. Its names and the code's:
+#
+# | paper | code | meaning |
+# |---|---|---|
+# | $x_{in}$, $x_{out}$ | `x` | token map, (B, H, W, C) |
+# | first MLP | `fc1` | linear map from C to E · C channels |
+# | $\mathrm{Conv}_{3\times3}$ | `dwconv` | 3 × 3 convolution of each channel on its own |
+# | second MLP | `fc2` | linear map from E · C back to C channels |
+# | $E$ | `expansion` | 4 in the released network |
+# | $+\,x_{in}$ | | the residual; the block adds it, not Mix-FFN |
+#
+# Without the convolution this is the feed-forward network of every transformer: it treats each token
+# on its own. With it, each token also sees its eight neighbours. And at the border it sees zeros.
+
+# %% [markdown]
+# ## By hand: one kernel per channel
+#
+# A picture of 5 × 5 with two channels: the numbers 0 to 24, and ones everywhere. And two kernels,
+# one for each channel: the first takes the neighbour to the right, the second sums all nine.
+
+# %%
+toy = torch.stack([torch.arange(25.0).reshape(5, 5), torch.ones(5, 5)])[None]  # (B, C, H, W)
+kernels = torch.zeros(2, 1, 3, 3)  # (C, 1, 3, 3): one kernel for each channel
+kernels[0, 0, 1, 2] = 1            # row 1, column 2: the neighbour to the right
+kernels[1] = 1
+print(tuple(toy.shape), tuple(kernels.shape))
+
+# %% [markdown]
+# One place by hand: row 2, column 2 of channel 0. Lay the kernel on the window, multiply, sum.
+
+# %%
+window = toy[0, 0, 1:4, 1:4]
+print(window)
+print("by hand:", (window * kernels[0, 0]).sum().item())
+
+# %% [markdown]
+# The window has 12 in its middle, and the result is its right neighbour, 13. All places at once:
+# `groups=2` says "two channels, each on its own".
+#
+# <details>
+# <summary><b>Predict, then run.</b> Channel 1 is one everywhere and its kernel sums nine numbers.
+# What comes out?</summary>
+#
+# - A. Nine everywhere.
+# - B. Nine inside, less at the border.
+# - C. One everywhere.
+#
+# </details>
+
+# %%
+out = F.conv2d(toy, kernels, padding=1, groups=2)
+print(out[0, 0])
+print(out[0, 1])
+
+# %% [markdown]
+# **B.** Inside nine, at an edge six, in a corner four. The picture was constant, and the result is
+# not.
+#
+# *Why.* `padding=1` puts a frame of zeros around the map, and the kernel counts them. Here is
+# the whole idea of this chapter in 25 numbers: **a convolution with zero padding tells every place
+# near the border where it is.** Channel 0 shows the other side: the right column got a zero, because
+# there was no neighbour to take.
+#
+# ### Depth-wise and full
+#
+# A *full* convolution has a kernel for every pair of channels, (C, C, 3, 3). A depth-wise one is a
+# full one in which all kernels between different channels are zero:
+
+# %%
+full = torch.zeros(2, 2, 3, 3)  # (out, in, 3, 3)
+full[0, 0], full[1, 1] = kernels[0, 0], kernels[1, 0]
+torch.testing.assert_close(F.conv2d(toy, full, padding=1), out)
+print("full", full.numel(), "weights, depth-wise", kernels.numel())
+
+# %% [markdown]
+# The full one *could* mix channels. In Mix-FFN it need not: two linear maps stand left and right of
+# it and mix all the channels there are. So the convolution only has to look at neighbours.
+
+# %% [markdown]
+# ## The class
+#
+# First the steps one by one, on a map of 16 × 16 tokens of length 32:
+
+# %%
+x = torch.randn(1, 16, 16, 32)  # (B, H, W, C)
+fc1, dwconv, fc2 = nn.Linear(32, 128), nn.Conv2d(128, 128, 3, padding=1, groups=128), nn.Linear(128, 32)
+x = fc1(x)
+print("fc1      ", tuple(x.shape), "  four times as many channels")
+x = x.permute(0, 3, 1, 2)
+print("permute  ", tuple(x.shape), "  convolutions want channels first")
+x = dwconv(x)
+print("dwconv   ", tuple(x.shape), "  3 x 3 neighbours, each channel on its own")
+x = F.gelu(x.permute(0, 2, 3, 1))
+print("GELU     ", tuple(x.shape), "  channels last again")
+print("fc2      ", tuple(fc2(x).shape))
+
+# %% [markdown]
+# GELU is the only step that is not linear. Without it the three maps in a row could be multiplied
+# into one, and the fourfold width would buy nothing.
+
+# %%
+class MixFeedForward(nn.Module):
+    """(B, H, W, dim) -> (B, H, W, dim): each token with its eight neighbours."""
+
+    def __init__(self, dim, expansion):
+        super().__init__()
+        hidden = dim * expansion
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        x = self.fc1(x)              # (B, H, W, hidden)
+        x = x.permute(0, 3, 1, 2)    # (B, hidden, H, W)
+        x = self.dwconv(x)
+        x = x.permute(0, 2, 3, 1)    # (B, H, W, hidden)
+        return self.fc2(F.gelu(x))   # (B, H, W, dim)
+
+
+mix = MixFeedForward(32, expansion=4)
+print("(1, 16, 16, 32) ->", tuple(mix(torch.randn(1, 16, 16, 32)).shape))
+print("(2, 5, 9, 32)   ->", tuple(mix(torch.randn(2, 5, 9, 32)).shape))
+
+# %% [markdown]
+# Nothing in it knows the size of the map. A map of any height and width goes through with the same
+# weights: no table, nothing to stretch.
+
+# %% [markdown]
+# ## Count the parameters
+#
+# Three feed-forward networks of the same width: a plain MLP, Mix-FFN, and the one of the Hirokawa
+# report, which has a *full* 3 × 3 convolution (1 × 1 from C to C, 3 × 3 from C to E · C, 1 × 1 back).
+
+# %%
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+widths = (32, 64, 160, 256)  # stages 1 to 4 of MiT-B0
+print("stage      MLP  Mix-FFN  full 3x3")
+for stage, dim in enumerate(widths, start=1):
+    row = [count(kind(dim, 4)) for kind in (MLPFFN, MixFeedForward, FullConvFFN)]
+    print(f"  {stage}   {row[0]:7,}  {row[1]:7,} {row[2]:9,}")
+
+# %% [markdown]
+# In stage 4 the full convolution takes 2.69 million parameters, Mix-FFN 0.54: a fifth. Against the
+# plain MLP Mix-FFN needs hardly more. By formula: the two linear maps have $2 E C^2$ weights, the
+# depth-wise convolution $9 E C$, the full one $9 E C^2$.
+
+# %%
+encoder = sl.create_model("segformer_b0", num_classes=150).encoder
+share = sum(count(block.ffn) for stage in encoder.stages for block in stage.blocks)
+convs = sum(count(block.ffn.dwconv) for stage in encoder.stages for block in stage.blocks)
+print(f"encoder {count(encoder):,}, all Mix-FFN {share:,} ({share / count(encoder):.0%})")
+print(f"the eight 3 x 3 convolutions {convs:,} ({convs / count(encoder):.1%})")
+assert count(encoder) == 3_319_392
+assert [count(s.blocks[0].ffn) for s in encoder.stages] == [count(MixFeedForward(d, 4)) for d in widths]
+
+# %% [markdown]
+# The published encoder is met exactly. Half of its parameters sit in Mix-FFN, and nearly all of
+# those in the linear maps: what this chapter is about costs about one percent of the encoder.
+
+# %% [markdown]
+# ## What it does to a picture
+#
+# ### Who hears of a change?
+#
+# Change one token in the middle of a map and see which tokens of the output move.
+
+# %%
+def footprint(*layers):
+    """(11, 11): how much each token of the output moves when the middle token of the input does."""
+    x = torch.randn(1, 11, 11, 16)
+    moved = x.clone()
+    moved[0, 5, 5] += 1
+    for layer in layers:
+        x, moved = layer(x), layer(moved)
+    return (moved - x).norm(dim=-1)[0].detach()
+
+
+torch.manual_seed(0)
+mixers = [MixFeedForward(16, 4) for _ in range(2)]
+prints = [footprint(MLPFFN(16, 4)), footprint(mixers[0]), footprint(*mixers)]
+print("tokens that moved:", [int((p > 0).sum()) for p in prints])
+
+# %%
+names = ["MLP", "Mix-FFN", "Mix-FFN twice"]
+fig = show.grid([p / p.max() for p in prints], names, columns=3, cell=1.7, cmap="cividis")
+show.figure(fig, alt=(
+    "Three maps of 11 by 11 tokens. After the MLP only the middle token is lit, after Mix-FFN the "
+    "3 by 3 tokens around it, after two of them 5 by 5, fading outwards."))
+
+# %% [markdown]
+# The MLP leaves the change where it was. One Mix-FFN passes it to the eight neighbours, two of them
+# two tokens far. This is where the *Mix* in its name comes from: it mixes channels, as any MLP, and
+# neighbours, as a convolution. Attention carries content over any distance; Mix-FFN handles the
+# fine local structure that a mask needs.
+
+# %% [markdown]
+# ### On a photograph
+#
+# The tokens of a photograph, from a patch embedding with random weights, through `fc1`: here are
+# four of the 128 hidden channels, before and after the depth-wise convolution. All weights are as
+# they are before training.
+
+# %%
+with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
+    photo = torch.from_numpy(np.array(file.convert("RGB"))[20:532]).permute(2, 0, 1)[None]
+stage = encoder.stages[0]
+with torch.no_grad():
+    hidden = stage.blocks[0].ffn.fc1(stage.patch_embed(sl.preprocess(photo))).permute(0, 3, 1, 2)
+    mixed = stage.blocks[0].ffn.dwconv(hidden)
+fig = show.grid([*hidden[0, :4], *mixed[0, :4]], columns=4, cell=1.7, cmap="gray")
+show.figure(fig, alt=(
+    "Upper row: four hidden channels of the photograph of a woman in uniform, before the "
+    "convolution. Lower row: the same four after it. Each lower picture is a filtered version of "
+    "the one above it: outlines of face, cap and flag stand out, each in another direction."))
+
+# %% [markdown]
+# Each picture of the lower row is made from the one above it and from no other: that is what
+# *depth-wise* means. Its random kernels of nine weights already pull out edges in one direction or
+# another.
+
+# %% [markdown]
+# ## The leak
+#
+# Now the main thing. Send a map through Mix-FFN on which all tokens are equal, and ask which tokens
+# of the output differ from the middle one. There are four usual ways to fill the frame around a map;
+# on a line of four numbers they look like this:
+
+# %%
+paddings = ("zeros", "circular", "reflect", "replicate")
+line = torch.arange(1.0, 5).reshape(1, 1, 4)
+for mode in paddings:
+    frame = F.pad(line, (2, 2), mode="constant" if mode == "zeros" else mode)[0, 0].int().tolist()
+    print(f"{mode:10s}", *frame[:2], "|", *frame[2:6], "|", *frame[6:])
+
+# %% [markdown]
+# Zeros; the other end of the line; a mirror; the last number again.
+
+# %%
+constant = torch.randn(32).expand(1, 16, 16, 32)  # 256 equal tokens
+for mode in paddings:
+    with torch.no_grad():
+        tokens = set_padding(mix, mode)(constant)[0]
+    differ = ((tokens - tokens[8, 8]).norm(dim=-1) > 1e-5).sum().item()
+    print(f"{mode:10s} {differ:2d} of 256 tokens differ from the middle one")
+_ = set_padding(mix, "zeros")
+
+# %% [markdown]
+# Zeros mark the 60 tokens of the outermost ring. The other three fill the frame with what is there
+# anyway, and a constant map stays constant. Position that comes in through padding is called a
+# **leak**: nobody built it, nobody asked for it, it just drips in (Islam et al., 2020). SegFormer
+# relies on it.
+
+# %% [markdown]
+# ### Through the whole encoder
+#
+# Mix-FFN is not the only place with zero padding. The overlapping patch embeddings of chapter 03
+# have it too. Which of the two lets in more? Take a fresh MiT-B0 and a constant picture of 256
+# pixels. `split_padding` gives the patch embeddings one padding and the Mix-FFNs another;
+# `position_spread` measures at the end of each stage how much of the output is position: the spread
+# over places, divided by the spread of all numbers. It is 0 where all places are equal.
+#
+# <details>
+# <summary><b>Predict, then run.</b> Zeros only in the four patch embeddings, or zeros only in the
+# eight Mix-FFNs: which leaks more in a fresh network?</summary>
+#
+# - A. Mix-FFN, by far: that is what it is for.
+# - B. Both about the same.
+# - C. The patch embeddings, by far.
+#
+# </details>
+
+# %%
+settings = {  # padding of the patch embeddings, of Mix-FFN, class of the feed-forward network
+    "zeros everywhere": ("zeros", "zeros", sl.MixFFN),
+    "zeros in Mix-FFN only": ("circular", "zeros", sl.MixFFN),
+    "zeros in patch embeddings only": ("zeros", "circular", sl.MixFFN),
+    "zeros, no 3 x 3 in Mix-FFN": ("zeros", "zeros", MLPFFN),
+    "circular everywhere": ("circular", "circular", sl.MixFFN),
+    "reflect everywhere": ("reflect", "reflect", sl.MixFFN),
+    "replicate everywhere": ("replicate", "replicate", sl.MixFFN),
+}
+
+
+def fresh_encoder(patch_embed, padding, ffn=sl.MixFFN, seed=0):
+    torch.manual_seed(seed)
+    model = sl.create_model("segformer_b0", num_classes=5, ffn=ffn)
+    return split_padding(model.encoder, patch_embed, padding)
+
+
+# %%
+spread = {name: np.mean([position_spread(fresh_encoder(*setting, seed=seed)) for seed in range(2)], 0)
+          for name, setting in settings.items()}
+print(" " * 31, "stage 1     2     3     4")
+for name, stages in spread.items():
+    print(f"{name:32s}", "  ".join(f"{abs(s):.2f}" for s in stages))
+
+# %% [markdown]
+# **C**, and by a lot. With zeros only in the patch embeddings nearly all of the leak is there; with
+# zeros only in Mix-FFN, the block that is said to bring the position in, it is a small fraction
+# of it. In each row it grows from stage to stage. And the last three rows are zero throughout: no
+# zeros, no leak.
+#
+# *Why.* Every token *is* the output of a patch embedding, but Mix-FFN is only *added* to the stream
+# of tokens. Compare how strong the two are before training:
+
+# %%
+def strengths(encoder):
+    """Per stage: spread of what the first Mix-FFN adds, as a share of the stream it is added to."""
+    found, hooks = [], []
+    for stage in encoder.stages:
+        block = stage.blocks[0]
+        hooks.append(block.norm2.register_forward_hook(lambda m, i, o: found.append(i[0].std())))
+        hooks.append(block.ffn.register_forward_hook(lambda m, i, o: found.append(o.std())))
+    with torch.no_grad():
+        encoder.eval()(sl.preprocess(photo[..., ::2, ::2]))
+    for hook in hooks:
+        hook.remove()
+    return [(ffn / stream).item() for stream, ffn in zip(found[::2], found[1::2])]
+
+
+print("Mix-FFN / stream:", " ".join(f"{s:.3f}" for s in strengths(fresh_encoder("zeros", "zeros"))))
+
+# %% [markdown]
+# At the beginning each Mix-FFN whispers: what it adds is a few percent of what it is added to. So its
+# leak is faint, too. That says something about the *start* of training. What the network makes of
+# it is another question; it comes below.
+
+# %% [markdown]
+# ### Where it leaks in
+#
+# `position_maps` gives the leak as a picture: how far each place is from the middle one.
+
+# %%
+def draw_leak(ax, field, title):
+    ax.imshow(field / max(field.max(), 1e-3), cmap="cividis", vmin=0, vmax=1)
+    ax.set(title=f"{title}max {field.max():.2f}", xticks=[], yticks=[])
+
+
+rows = ["zeros everywhere", "zeros in patch embeddings only", "zeros in Mix-FFN only",
+        "circular everywhere"]
+fig, axes = plt.subplots(4, 4, figsize=(6.2, 6.9))
+for line, name in zip(axes, rows):
+    for stage, (ax, field) in enumerate(zip(line, position_maps(fresh_encoder(*settings[name]))), 1):
+        draw_leak(ax, field, f"stage {stage}: ")
+    line[0].set_ylabel(name.replace(" in ", "\nin ").replace(" everywhere", "\neverywhere"))
+show.figure(fig, alt=(
+    "Sixteen leak maps of a constant picture, one row for each setting of padding and one column "
+    "for each stage. With zeros everywhere, and with zeros in the patch embeddings only, the upper "
+    "and left borders are bright in stage 1 and the bright border grows wider until in stage 4 it "
+    "fills a large part of the map. With zeros in Mix-FFN only all four borders are lit evenly, "
+    "but the values are far smaller. With circular padding all maps are empty."))
+
+# %% [markdown]
+# Each map has its own scale, with its largest value in the title. Zeros in the patch embeddings
+# (upper two rows) mark mostly the upper and left border, as in chapter 03: at sizes that 32
+# divides, the last window ends on the last pixel and sees no padding. Zeros in Mix-FFN (third row)
+# mark all four sides, by little. From stage to stage the marked frame reaches further in, because
+# a token covers more of the picture and two more blocks have passed it on. Circular padding (last
+# row) leaves nothing.
+#
+# If the notebook is running, choose yourself:
+
+# %% tags=["nbval-ignore-output"]
+from ipywidgets import IntSlider, interact
+
+
+def try_padding(patch_embed, mix_ffn, stage):
+    field = position_maps(fresh_encoder(patch_embed, mix_ffn))[stage - 1]
+    fig, ax = plt.subplots(figsize=(2.8, 3))
+    draw_leak(ax, field, f"stage {stage}: ")
+    show.figure(fig, alt=f"Leak map of stage {stage}: {patch_embed} in the patch embeddings, "
+                         f"{mix_ffn} in Mix-FFN.")
+
+
+_ = interact(try_padding, patch_embed=paddings, mix_ffn=paddings,
+             stage=IntSlider(4, 1, 4, continuous_update=False))
+
+# %% [markdown]
+# ## Can a network use it?
+#
+# A leak is one thing, reading it is another. So train: a tiny encoder (widths 16, 32, 40, 64), with
+# one linear map at each stage that has to say where each token lies, $(y, x)$ from −1 to 1. The
+# pictures are *noise*, new at every step. Nothing in them tells a place. Whatever the network learns
+# to say, it has from its padding.
+#
+# The score is R²: 1 means every place named exactly, 0 means no better than always saying "the
+# middle". Here are two of these trainings, shortened:
+
+# %% tags=["nbval-ignore-output"]
+from segformer_lite.analysis import readout_r2, train_readout
+from segformer_lite.models import MixTransformer
+
+scores = {}
+for mode in ("zeros", "circular"):
+    torch.manual_seed(0)
+    tiny = MixTransformer((16, 32, 40, 64), (1, 1, 1, 1))
+    readout = train_readout(set_padding(tiny, mode), size=64, steps=60, batch_size=8)
+    scores[mode] = readout_r2(readout, size=64)
+    print(f"{mode:10s} R² of stages 1 to 4:", " ".join(f"{s:.2f}" for s in scores[mode]))
+
+# %%
+assert scores["zeros"][3] > 0.5 and max(scores["circular"]) < 0.1
+print("zeros tell the place, circular padding does not")
+
+# %% [markdown]
+# The full measurement has seven settings, 250 steps on pictures of 96 pixels, and three seeds. It
+# takes some minutes, so its results lie in `docs/results/position-leak.json`, with the command that
+# makes them.
+#
+# <details>
+# <summary><b>Predict, then run.</b> Which of the seven networks can name places in stage
+# 4?</summary>
+#
+# - A. Those whose Mix-FFN pads with zeros, and no other.
+# - B. All with zeros anywhere.
+# - C. All with zeros anywhere, and one without any zeros.
+#
+# </details>
+
+# %%
+results = sl.data.course_folder() / "docs" / "results"
+leak = json.loads((results / "position-leak.json").read_text())
+print(leak["command"])
+r2 = {name: {size: np.mean(runs, 0) for size, runs in sizes.items()}
+      for name, sizes in leak["readout"]["r2_by_size_and_seed"].items()}
+print(" " * 35, "at 96 px, stages 1-4     at 192 px, stages 1-4")
+for name, at in r2.items():
+    print(f"{name:36s}", "    ".join(" ".join(f"{abs(v):.2f}" for v in at[s]) for s in ("96", "192")))
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7, 3.4), sharey=True)
+for ax, size in zip(axes, ("96", "192")):
+    for (name, at), mark in zip(r2.items(), "os^vDP*"):
+        ax.plot(range(1, 5), at[size], mark + "-", label=name)
+    ax.set(title=f"{size} px", xlabel="stage", xticks=range(1, 5), ylim=(-0.05, 1.05))
+axes[0].set_ylabel("R² of (y, x)")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+show.figure(fig, alt=(
+    "R squared of the named place against the stage, one line for each of seven settings, left at "
+    "the size of training, right at twice that size. Left, the lines with zeros somewhere and with "
+    "replicate padding rise towards 1, the one without the convolution of Mix-FFN more slowly; "
+    "circular and reflect padding stay at 0. Right, all lines that rise end lower."))
+
+# %%
+at_96, at_192 = ({name: at[size] for name, at in r2.items()} for size in ("96", "192"))
+for name in ("zeros in Mix-FFN only", "zeros in patch embeddings only", "replicate everywhere"):
+    assert at_96[name][3] > 0.9 and at_192[name][3] < at_96[name][3] - 0.05
+assert 0.3 < at_96["zeros, Mix-FFN without convolution"][3] < 0.9
+assert max(at_96["circular everywhere"][3], at_96["reflect everywhere"][3]) < 0.05
+assert np.allclose(at_96["zeros everywhere"], at_96["zeros in Mix-FFN only"], atol=0.05)
+
+# %% [markdown]
+# **C.** Read the left half line by line.
+#
+# - *Zeros in Mix-FFN only* does as well as zeros everywhere. So the paper is right: a 3 × 3
+#   convolution with zero padding is **enough** to know the place. It whispers at the start, but
+#   training turns it up.
+# - *Zeros in patch embeddings only* ends just as high. So it is **not necessary**: position would be
+#   there without any zeros in Mix-FFN.
+# - *Without the convolution* the place gets in through the patch embeddings, but hardly spreads.
+#   Somebody has to pass the message on from the border, and the 3 × 3 convolution does.
+# - *Replicate* leaks although it did nothing to a constant picture: in noise, a row that occurs twice
+#   gives the border away. *Circular* and *reflect* tell nothing.
+#
+# ### A ruler counted in tokens
+#
+# Stage 1 stops at an R² of about 0.4. Why? A stage 1 of two blocks has two convolutions, so a message
+# from the border gets two tokens far. Suppose that every token within two of a border knows its row
+# or column exactly, and all others say "the middle":
+
+# %%
+def best_r2(tokens, reach):
+    """R² if tokens within `reach` of a border know their place and the others say 0."""
+    place = (2 * np.arange(tokens) + 1) / tokens - 1
+    known = np.minimum(np.arange(tokens), np.arange(tokens)[::-1]) < reach
+    return (place**2 * known).sum() / (place**2).sum()
+
+
+for size in (96, 192):
+    measured = r2["zeros everywhere"][str(size)][0]
+    print(f"{size} px: by this thought {best_r2(size // 4, 2):.2f}, measured {measured:.2f}")
+    assert abs(best_r2(size // 4, 2) - measured) < 0.05
+
+# %% [markdown]
+# It fits. The network has learned a *ruler that starts at the border and counts tokens*. That also
+# explains the right half of the figure: at twice the size the same two tokens are a smaller part of
+# the map. In stages 3 and 4 the ruler was long enough for a picture of 96 pixels; in one of 192 the
+# middle lies beyond its end.
+#
+# So Mix-FFN's position does not survive a change of size untouched. But it fails gently: near the
+# border everything is as it was, and far from it the network says "somewhere inside". A stretched
+# table is wrong *everywhere*. That fits the −0.7 against −3.3 of Table 1c: less of a loss, not none.
