@@ -97,7 +97,8 @@ def test_normalised_pictures_give_the_same_map(model):
 
 @pytest.mark.parametrize(("size", "shares"), [((60, 60), (0.28, 1, 1)), ((100, 100), (0.92, 0.85, 0.73)),
                                               ((375, 500), (0.90, 0.89, 1)), ((64, 96), (1, 1, 1))])
-def test_tokens_that_are_no_keys_show_zero(model, size, shares):
+def test_tokens_that_are_no_keys_show_zero(size, shares):
+    model = sl.create_model("segformer_b0", num_classes=3)  # fresh: attention is nearly even, no key gets 0
     for stage, share in enumerate(shares, start=1):
         weights = attention_map(model, picture(*size), f"stage{stage}.block1")
         h, w = (-(-n // 2 ** (stage + 1)) for n in size)

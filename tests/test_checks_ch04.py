@@ -82,7 +82,8 @@ def square(width, reduction, key):
 class Mine(nn.Module):
     """Right as it stands; each planted mistake below changes one attribute."""
 
-    names, power, axis, root, merge, kind, normed, kv_first, cut = "reduce", 2, -1, "head", True, "squares", True, 0, True
+    names, power, axis, root, merge, kind = "reduce", 2, -1, "head", True, "squares"
+    normed, kv_first, cut = True, 0, True
 
     def __init__(self, dim, heads, stride):
         super().__init__()

@@ -15,8 +15,9 @@ def course(tmp_path, monkeypatch):
     (tmp_path / "course.py").touch()
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.delenv("SEGFORMER_TEST", raising=False)
-    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    for variable in solved.TESTS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(solved, "TESTS", ("SEGFORMER_TEST",))  # pytest sets the other one again for every test
     return tmp_path
 
 
@@ -84,10 +85,11 @@ def test_where_nothing_can_be_written_the_answer_is_still_right(course, monkeypa
     assert "correct" in out and "not remembered" in out
 
 
-@pytest.mark.parametrize("variable", ["SEGFORMER_TEST", "PYTEST_CURRENT_TEST"])
+@pytest.mark.parametrize("variable", solved.TESTS)
 def test_tests_write_and_read_nothing(course, monkeypatch, variable, capsys):
     solved.note("paint")
     monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(solved, "TESTS", (variable,))
     checks.run_lengths(right)
     assert list(remembered(course)) == ["paint"]
     checks.progress()

@@ -181,17 +181,10 @@ def test_chest_ct_layout(phantoms):
     assert set(rows[0]) == {"ImageId", "MaskId"}
     images = {p.name for p in (phantoms / "images" / "images").iterdir()}
     masks = {p.name for p in (phantoms / "masks" / "masks").iterdir()}
-    assert (
-        len(images) == 120 and {r["ImageId"] for r in rows} < images and {r["MaskId"] for r in rows} == masks
-    )
+    assert len(images) == 120 and {r["ImageId"] for r in rows} < images and {r["MaskId"] for r in rows} == masks
     for row in rows:
         patient, number = row["ImageId"].removesuffix(".jpg").split("_")
-        assert (
-            len(patient) == 25
-            and patient.startswith("ID")
-            and patient[2:].isdigit()
-            and str(int(number)) == number
-        )
+        assert len(patient) == 25 and patient.startswith("ID") and patient[2:].isdigit() and str(int(number)) == number
         assert row["MaskId"] == f"{patient}_mask_{number}.jpg"
     assert len({r["ImageId"].split("_")[0] for r in rows}) == 12
     brightness = {}
@@ -257,9 +250,7 @@ def test_colour_does_not_solve_the_coco_sample(scenes):
             label = np.zeros((entry["height"], entry["width"]), int)
             for a in sorted(api.imgToAnns[image_id], key=lambda a: (-a["iscrowd"], -a["area"])):
                 label[api.annToMask(a) > 0] = 255 if a["iscrowd"] else order[a["category_id"]]
-            pairs.append(
-                (np.asarray(Image.open(scenes / f"{split}2017" / entry["file_name"]).convert("RGB")), label)
-            )
+            pairs.append((np.asarray(Image.open(scenes / f"{split}2017" / entry["file_name"]).convert("RGB")), label))
         return pairs
 
     train, val = read("train"), read("val")

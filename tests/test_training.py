@@ -106,7 +106,7 @@ def test_workers_change_no_number(sample, tmp_path):
 def test_resume_refuses_other_settings_and_a_second_run_in_one_folder(sample, tmp_path):
     first = config(sample, tmp_path / "run", steps=2)
     sl.train(first, progress=False)
-    with pytest.raises(ValueError, match="run with lr = 0.0006, not 0.5"):
+    with pytest.raises(ValueError, match="run with lr = 0.001, not 0.5"):
         sl.train(replace(first, lr=0.5), resume=tmp_path / "run", progress=False)
     with pytest.raises(ValueError, match="already holds a run"):
         sl.train(first, progress=False)

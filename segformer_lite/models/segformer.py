@@ -64,16 +64,12 @@ class MixTransformer(nn.Module):
         super().__init__()
         self.dims = tuple(dims)
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
-        self.stages = nn.ModuleList(
-            Stage(
-                patch_embed(c_in, dim, kernel, stride),
-                [TransformerBlock(dim, heads, reduction, expansion, next(rates), attention, ffn, norm_eps)
-                 for _ in range(depth)],
-                stage_norm(dim, eps=norm_eps),
-            )
-            for c_in, dim, depth, heads, reduction, expansion, kernel, stride in zip(
-                (3, *dims), dims, depths, HEADS, REDUCTION_STRIDES, EXPANSIONS, KERNELS, STRIDES, strict=False)
-        )
+        self.stages = nn.ModuleList()
+        for i, (c_in, dim, depth) in enumerate(zip((3, *dims), dims, depths, strict=False)):
+            embed = patch_embed(c_in, dim, KERNELS[i], STRIDES[i])
+            blocks = [TransformerBlock(dim, HEADS[i], REDUCTION_STRIDES[i], EXPANSIONS[i], next(rates), attention, ffn,
+                                       norm_eps) for _ in range(depth)]
+            self.stages.append(Stage(embed, blocks, stage_norm(dim, eps=norm_eps)))
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:

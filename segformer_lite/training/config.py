@@ -36,7 +36,7 @@ class TrainConfig:
     steps: int = 1000
     epochs: float | None = None
     batch_size: int = 16
-    lr: float = 6e-4
+    lr: float = 1e-3
     head_lr_mult: float = 10.0
     weight_decay: float = 0.01
     warmup: int = 50
@@ -62,7 +62,7 @@ class TrainConfig:
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
 
     @staticmethod
-    def preset(name: str, **changes) -> "TrainConfig":
+    def preset(name: str, /, **changes) -> "TrainConfig":
         """The preset `name` with some settings changed. Raises ValueError for an unknown name or setting."""
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
@@ -85,8 +85,8 @@ class TrainConfig:
 
 PRESETS = {
     # Two minutes on two CPU cores, seconds on a GPU.
-    "sample-coco": TrainConfig(data="sample-coco", size=128, steps=600),
-    "sample-chest-ct": TrainConfig(data="sample-chest-ct", size=128, steps=600),
+    "sample-coco": TrainConfig(data="sample-coco", size=96, augment="flip"),
+    "sample-chest-ct": TrainConfig(data="sample-chest-ct", size=96, augment="flip"),
     # The report, section 4.1: 50,000 COCO images of 256 x 256 px, 100 epochs from scratch, PSPNet's augmentation.
     "report-coco": TrainConfig(data="coco", size=256, batch_size=64, epochs=100, warmup=1500, workers=8,
                                eval_every=10_000, checkpoint_every=2000, data_options={"limit": 50_000}),

@@ -4,6 +4,7 @@ from .ch00 import class_shares, iou, label_map
 from .ch03 import coverage, patchify, plain_model, stage_sizes
 from .ch04 import attention_model, reduce_squares, softmax_attention, strip_of_key
 from .ch05 import depthwise, ffn_counts, leak_free, mix_ffn
+from .ch06 import drop_rates, encoder_count, printed_encoder, transformer_block
 from .ch07 import fold_linear, folded_network, mlp_decoder, upsample_row
 from .ch08 import augment, paint, patient_folds, run_lengths
 from .solved import progress, remembered
@@ -14,6 +15,8 @@ __all__ = [
     "class_shares",
     "coverage",
     "depthwise",
+    "drop_rates",
+    "encoder_count",
     "ffn_counts",
     "fold_linear",
     "folded_network",
@@ -26,12 +29,14 @@ __all__ = [
     "patchify",
     "patient_folds",
     "plain_model",
+    "printed_encoder",
     "progress",
     "reduce_squares",
     "run_lengths",
     "softmax_attention",
     "stage_sizes",
     "strip_of_key",
+    "transformer_block",
     "upsample_row",
 ]
 

@@ -178,18 +178,18 @@ def _attention_block(mine: nn.Module, number: int, dim: int, heads: int, stride:
         x = torch.randn(2, height, width, dim, generator=generator)
         what = f"{where}, {heads} head(s), stride {stride}, {height} x {width} tokens"
         with torch.no_grad():
-            got = _run(lambda x=x: mine(x.clone()), what,
-                       "tokens that fill no square must be cut off" if height % stride else "an axis in the wrong place")
+            advice = "tokens that fill no square must be cut off" if height % stride else "an axis in the wrong place"
+            got = _run(lambda x=x: mine(x.clone()), what, advice)
             same(got, reference(x), what, _slips(reference, x))
 
 
 def _reference(dim: int, heads: int, stride: int) -> EfficientSelfAttention:
-    """The package's block with weights large enough for sharp attention, and a norm that does something."""
+    """The package's block with weights that make attention uneven, and a norm that does something."""
     generator = torch.Generator().manual_seed(0)
     block = EfficientSelfAttention(dim, heads, stride)
     with torch.no_grad():
         for name, p in block.named_parameters():
-            spread = 2 * p[0].numel() ** -0.5 if p.ndim > 1 else 0.5
+            spread = p[0].numel() ** -0.5 if p.ndim > 1 else 0.5
             p.copy_(torch.randn(p.shape, generator=generator) * spread + float(name == "norm.weight"))
     return block
 

@@ -17,7 +17,7 @@ def run_lengths(function) -> None:
     """`function(mask)`: bool (H, W) -> COCO's run lengths, column by column, zeros first."""
     rng = np.random.default_rng(0)
     masks = [rng.random((3, 5)) < 0.5 for _ in range(6)]
-    masks[0][0, 0], masks[1][0, 0] = True, False
+    masks[0][0, 0], masks[1][0, 0] = False, True
     for mask in [*masks, np.zeros((2, 3), bool), np.ones((2, 3), bool)]:
         wanted, by_row = _run_lengths(mask), _run_lengths(mask.T)
         got = function(mask.copy())

@@ -68,9 +68,7 @@ def _is_made(folder: Path, recipe: str) -> bool:
     if found is None:
         raise ValueError(f"{folder} holds something else (no {MARKER} in it): choose another folder")
     if found != recipe:
-        raise ValueError(
-            f"{folder} holds another sample, {found}, not {recipe}: delete it or choose another folder"
-        )
+        raise ValueError(f"{folder} holds another sample, {found}, not {recipe}: delete it or choose another folder")
     return True
 
 
@@ -98,9 +96,7 @@ def _write_coco(root: Path, count: int, seed: int) -> None:
             "licenses": [{"id": 1, "name": "MIT License", "url": "https://opensource.org/license/mit"}],
             "images": [],
             "annotations": [],
-            "categories": [
-                {"supercategory": group, "id": i, "name": name} for name, (i, group, *_) in CLASSES.items()
-            ],
+            "categories": [{"supercategory": group, "id": i, "name": name} for name, (i, group, *_) in CLASSES.items()],
         }
     annotation_id = 1
     for index, image_id in enumerate(tqdm(ids, "making the COCO sample", unit="image")):
@@ -174,9 +170,7 @@ def outline(visible: np.ndarray) -> list[list[float]]:
     lines = contourpy.contour_generator(z=padded, fill_type="OuterOffset").filled(0.5, np.inf)
     polygons = []
     for points, offsets in zip(*lines, strict=True):
-        ring, *holes = (
-            _thin_out(points[a : b - 1]) for a, b in pairwise(offsets)
-        )  # the last repeats the first
+        ring, *holes = (_thin_out(points[a : b - 1]) for a, b in pairwise(offsets))  # the last repeats the first
         for hole in holes:
             distance = np.square(ring[:, None] - hole[None]).sum(-1)
             i, j = np.unravel_index(distance.argmin(), distance.shape)

@@ -53,9 +53,7 @@ def car(pen: Sprite, rng: np.random.Generator) -> None:
     pen.line([(-0.86, 0.12), (0.86, 0.12)], 0.28, paint)
     pen.line([(-0.86, 0.24), (0.88, 0.24)], 0.14, shade(paint, 0.7))
     middle = (back + front) / 2 - 0.05
-    pen.polygon(
-        [(back + 0.1, -0.03), (back + 0.2, roof + 0.06), (middle, roof + 0.06), (middle, -0.03)], glass
-    )
+    pen.polygon([(back + 0.1, -0.03), (back + 0.2, roof + 0.06), (middle, roof + 0.06), (middle, -0.03)], glass)
     pen.polygon(
         [(middle + 0.06, -0.03), (middle + 0.06, roof + 0.06), (0.18, roof + 0.06), (front - 0.09, -0.03)],
         glass,
@@ -236,9 +234,7 @@ def kite(pen: Sprite, rng: np.random.Generator) -> None:
             [(x, y), (x - 0.13, y - 0.07), (x - 0.13, y + 0.07), (x + 0.13, y - 0.07), (x + 0.13, y + 0.07)],
             bow,
         )
-    for colour, corners in zip(
-        colours, [(top, left), (top, right), (bottom, left), (bottom, right)], strict=True
-    ):
+    for colour, corners in zip(colours, [(top, left), (top, right), (bottom, left), (bottom, right)], strict=True):
         pen.polygon([centre, *corners], colour)
     for ends in ((top, bottom), (left, right)):
         pen.line(ends, 0.03, (70, 55, 45), solid=False)

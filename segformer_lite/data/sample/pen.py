@@ -63,9 +63,7 @@ def _noise_tiles() -> list[Image.Image]:
     return tiles
 
 
-def noise(
-    rng: np.random.Generator, width: int, height: int, zoom_x: float = 1, zoom_y: float = 1
-) -> np.ndarray:
+def noise(rng: np.random.Generator, width: int, height: int, zoom_x: float = 1, zoom_y: float = 1) -> np.ndarray:
     """Fractal noise (height, width), mean near 0, deviation near 1; zoom > 1 stretches it, < 1 refines it."""
     tile = _noise_tiles()[rng.integers(6)]
     w, h = min(width / zoom_x, 500), min(height / zoom_y, 500)

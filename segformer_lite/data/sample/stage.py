@@ -56,9 +56,7 @@ class Scene:
         """A surface (H, W, 3): the colour under fractal noise."""
         return np.asarray(colour, np.float32) * (1 + strength * self.noise(zoom_x, zoom_y))[..., None]
 
-    def fill(
-        self, polygons: list, colour: Colour, grain: float = 0, zoom: float = 1, opacity: float = 1
-    ) -> None:
+    def fill(self, polygons: list, colour: Colour, grain: float = 0, zoom: float = 1, opacity: float = 1) -> None:
         """Paint polygons given in pixels with smooth edges; grain and zoom are those of the noise on them."""
         points = np.concatenate([np.asarray(p, float) for p in polygons])
         x0, y0 = np.maximum(np.floor(points.min(0)) - 1, 0).astype(int).tolist()
