@@ -202,10 +202,10 @@ print(tuple(guess.shape), guess.dtype)
 # ## Train
 #
 # Before you read on, look at the settings: everything that decides about this run stands in them.
-# 450 steps of 8 pictures take about a minute on two CPU cores.
+# 400 steps of 8 pictures take about a minute on two CPU cores.
 
 # %% tags=["nbval-ignore-output"]
-STEPS = 40 if session.quick else 450  # the course's own tests train less
+STEPS = 40 if session.quick else 400  # the course's own tests train less
 config = sl.TrainConfig(data="sample-coco", model="segformer_b0", size=96, batch_size=8, steps=STEPS,
                         augment="flip", name="00-first-run")
 run = sl.train(config, progress=not session.quick)

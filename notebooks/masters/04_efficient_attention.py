@@ -2,7 +2,7 @@
 # # 04 · Look everywhere without paying for it: efficient self-attention
 #
 # About 60 minutes to read and run, 50 more for the exercises. The code takes about two minutes on a
-# CPU, most of it a short training, and about 1 GB of memory. No GPU is needed, and the modes fast
+# CPU, most of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast
 # and full are the same here.
 
 # %% [markdown]
@@ -487,7 +487,7 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # 64 numbers per colour in both pictures. The mosaic of squares still shows where head, cap and flag
-# are. The strips show how bright each line is on average, and no more. A trained matrix can do
+# are. The strips show the mean colour of each line, and no more. A trained matrix can do
 # better than a mean, it may weigh the tokens of a strip by their place. But it has the same 32
 # numbers for a whole line of 64 tokens that the square has for one neighbourhood.
 
@@ -500,7 +500,7 @@ show.figure(fig, alt=(
 # hand.
 
 # %%
-def ask_for_colour(pixel, merge, side=256, sharpness=60):
+def ask_for_colour(pixel, merge, side=256, scale=60):
     """Weight of each pixel's key for the query at `pixel`, in stage 1: (side, side)."""
     tokens = F.avg_pool2d(picture(side)[None] / 255, 4)[0].flatten(1).T  # (N, 3)
     ids = keys_of_tokens(side // 4, side // 4, 8, merge).flatten()
@@ -511,7 +511,7 @@ def ask_for_colour(pixel, merge, side=256, sharpness=60):
     x = tokens[pixel[0] // 4 * (side // 4) + pixel[1] // 4]
     query = torch.cat([2 * x, torch.ones(1)])
     keys = torch.cat([y, -y.square().sum(1, keepdim=True)], dim=1)
-    weights = (sharpness * keys @ query).softmax(0)
+    weights = (scale * keys @ query).softmax(0)
     return weights[ids].reshape(side // 4, side // 4)
 
 
@@ -532,7 +532,7 @@ for ax, pixel in zip(fig.axes[::4], queries.values()):
     mark(ax, pixel)
 show.figure(fig, alt=(
     "Two queries that look for their own colour, each with the photograph and three maps of "
-    "weights. Asked for skin: with all tokens face and neck light up, with squares a few squares "
+    "weights. Asked for skin: with all tokens parts of the face light up, with squares a few squares "
     "on the face, with strips some lines across the picture. Asked for the dark uniform: with all "
     "tokens the uniform lights up, with squares the squares inside it, with strips some lines."))
 
@@ -730,7 +730,7 @@ print(f"at 256 px the reduced attention is {ratio:.0f} times faster than the pri
 path = sl.data.course_folder() / "docs" / "results" / "attention-cost.json"
 record = json.loads(path.read_text(encoding="utf-8"))
 print(record["command"], "|", record["machine"], "| torch", record["torch"])
-rows = {form: [row for row in record["rows"] if row["form"] == form] for form in forms}
+rows = {form: [row for row in record["rows"] if row["form"] == form and row["side"] >= 128] for form in forms}
 for form, points in rows.items():
     print(f"{form:18s} measured up to {points[-1]['side']} px")
 
@@ -739,14 +739,13 @@ def draw_cost(ax, what, unit):
     """Measured points, and dashed the line on from the last one, computed as N squared."""
     for (form, points), style in zip(rows.items(), ("s-", "o-", "^-")):
         sides, values = [p["side"] for p in points], [p[what] * unit for p in points]
-        line, = ax.loglog(sides, values, style, label=form, ms=3.5, base=2)
-        if what != "memory_mb":  # time and entries grow as N squared = side to the fourth
-            on = [s for s in (2048,) if s > sides[-1]]
-            ax.loglog([sides[-1], *on], [values[-1], *(values[-1] * (s / sides[-1]) ** 4 for s in on)],
-                      "--", color=line.get_color(), lw=1.2)
-    ax.set_yscale("log", base=10)
-    ax.set(xlabel="side of the picture (px)", xticks=[64, 256, 1024])
-    ax.set_xticklabels(["64", "256", "1024"])
+        line, = ax.loglog(sides, values, style, label=form, ms=3.5)
+        if what != "memory_mb" and sides[-1] < 2048:  # go on as N squared: the side to the fourth power
+            end = values[-1] * (2048 / sides[-1]) ** 4
+            ax.loglog([sides[-1], 2048], [values[-1], end], "--", color=line.get_color(), lw=1.2)
+    ax.minorticks_off()
+    ax.set_xticks([128, 512, 2048], ["128", "512", "2048"])
+    ax.set_xlabel("side of the picture (px)")
 
 
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.8))
@@ -757,26 +756,25 @@ for ax, (what, unit, title) in zip(axes, [("entries", 1, "weights (number, count
     ax.set_title(title)
 fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 show.figure(fig, alt=(
-    "Three panels on double logarithmic axes against the side of the picture from 64 to 2048 "
+    "Three panels on double logarithmic axes against the side of the picture from 128 to 2048 "
     "pixels. Number of weights: two parallel straight lines, the reduced one 64 times lower. Time: "
     "the matrix kept in memory is slowest, the fused full attention several times faster, the "
     "reduced one far below both and all become parallel for large pictures; dashed lines go on as "
-    "computed. Memory: only the kept matrix climbs steeply; both fused forms stay low."))
+    "computed. Memory: the kept matrix climbs steeply to 0.65 GB at 384 pixels; both fused forms stay far "
+    "below."))
 
 # %% [markdown]
 # *How to read it.* Both axes are logarithmic, so a power is a straight line. Solid with marks:
 # measured. Dashed: **computed**, going on as $N^2$ from the last measured point. Left, the $O(N^2)$
 # and the $O(N^2 / R)$ line are parallel, 64 apart. In the middle the time follows them once the
 # picture is large; for small ones the linear maps cost as much as the attention. Right, memory: only
-# the printed equation climbs as $N^2$. The fused form needs next to nothing.
+# the printed equation climbs as $N^2$. The fused forms hold little more than the tokens themselves.
 
 # %%
-last = {form: points[-1] for form, points in rows.items()}
-both = {form: next(p for p in points if p["side"] == 1024) for form, points in rows.items() if form.endswith("fused")}
-times_fewer = both["full, fused"]["entries"] / both["reduced, fused"]["entries"]
-times_faster = both["full, fused"]["seconds"] / both["reduced, fused"]["seconds"]
-print(f"1024 px: {times_fewer:.0f} times fewer weights, {times_faster:.0f} times less time")
-print(f"384 px, matrix kept: {last['full, matrix kept']['memory_mb'] / 1000:.2f} GB")
+at_1024 = [next(p for p in rows[form] if p["side"] == 1024) for form in ("full, fused", "reduced, fused")]
+fewer, faster = (at_1024[0][what] / at_1024[1][what] for what in ("entries", "seconds"))
+print(f"1024 px: {fewer:.0f} times fewer weights, {faster:.0f} times less time")
+print(f"384 px, matrix kept: {rows['full, matrix kept'][-1]['memory_mb'] / 1000:.2f} GB")
 
 # %% [markdown]
 # So is the reduction still needed, now that fused attention does without the matrix? For memory no,
@@ -876,7 +874,7 @@ for stage in (1, 2, 3, 4):
 # CPU cores.
 
 # %% tags=["nbval-ignore-output"]
-STEPS = 30 if session.quick else 300  # the course's own tests train less
+STEPS = 30 if session.quick else 250  # the course's own tests train less
 config = sl.TrainConfig(data="sample-coco", model="segformer_b0", size=96, batch_size=8, steps=STEPS,
                         augment="flip", name="04-attention")
 model = sl.train(config, progress=not session.quick).model.cpu()
@@ -943,12 +941,13 @@ show.figure(fig, alt=(
 panels = [lit(attention_of(model, 4, (128, 128), head)) for head in range(8)]
 fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85)
 show.figure(fig, alt=(
-    "The scene lit by the attention of one query in each of the eight heads of stage 4. The heads "
-    "light different squares."))
+    "The scene lit by the attention of one query in each of the eight heads of stage 4: in some heads "
+    "a few squares are bright, in others the light is nearly even."))
 
 # %% [markdown]
-# Each head has its own queries and keys, 32 numbers each, and lights other squares. That is what
-# heads are for: one softmax can share out its weight in one way only, eight can do it in eight.
+# Each head has its own queries and keys, 32 numbers each. One softmax can share out its weight in one
+# way only, eight can do it in eight. After so short a training some heads have begun to choose and
+# others hardly at all; that each finds a subject of its own takes much longer.
 #
 # Be careful with such pictures. They say which places a query *takes from*. They do not say that the
 # final mask depends on these places: the values still pass through other blocks, and the residual

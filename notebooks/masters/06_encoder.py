@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 06 · Build the encoder: blocks, stages, the Mix Transformer
 #
-# About 75 minutes to read and run, 70 more for the exercises. The code takes about one minute on two
-# CPU cores, most of it two short trainings, and about 1.5 GB of memory. No GPU is needed, and the
-# modes fast and full are the same here.
+# About 75 minutes to read and run, 70 more for the exercises. The code takes about one minute on
+# two CPU cores, most of it two short trainings, and about 1.5 GB of memory. No GPU is needed, and
+# the modes fast and full are the same here.
 
 # %% [markdown]
 # **What you build.** `Encoder`, the whole Mix Transformer (MiT), out of the three parts that you
@@ -186,31 +186,31 @@ axes[1].set(xlabel="blocks", ylabel="likeness to the start", ylim=(-0.05, 1))
 axes[0].legend()
 show.figure(fig, alt=(
     "Two panels over 40 blocks. Left, size of the tokens on a logarithmic axis: without a norm it "
-    "rises in a nearly straight line into the thousands, with pre-norm it bends and stays under ten, with "
-    "post-norm it is flat at one. Right, likeness to the tokens at the start: post-norm and no "
-    "norm fall to about zero within 20 blocks, pre-norm falls slowly and keeps some to the end."))
+    "rises in a nearly straight line into the thousands, with pre-norm it bends and stays under "
+    "ten, with post-norm it is flat at one. Right, likeness to the tokens at the start: post-norm "
+    "and no norm fall to about zero within 20 blocks, pre-norm falls slowly and keeps some."))
 
 # %%
 for name, (sizes, likeness) in stacks.items():
-    print(f"{name:<10} size after 10, 20, 40 blocks: "
-          + "  ".join(f"{sizes[n - 1]:7.2g}" for n in (10, 20, 40)) + f" | likeness {likeness[-1]:.2f}")
+    some = "  ".join(f"{sizes[n - 1]:7.2g}" for n in (10, 20, 40))
+    print(f"{name:<10} size after 10, 20, 40 blocks: {some} | likeness {likeness[-1]:.2f}")
 assert 5 < stacks["pre-norm"][0][-1] < 10
 
 # %% [markdown]
-# **B.** Left panel, logarithmic: without a norm (dashed) the size explodes. With pre-norm (solid) it
-# grows, and ever more slowly. Right panel: how much of the start is still in the sum.
+# **B.** Left panel, logarithmic: without a norm (dashed) the size explodes. With pre-norm (solid)
+# it grows, and ever more slowly. Right panel: how much of the start is still in the sum.
 #
 # *Why.* Without a norm each branch adds something as large as what it reads, so the size is
 # multiplied, block after block. With pre-norm each branch reads tokens of size 1, whatever their
 # size in the sum: it adds about the same amount every time. Independent amounts add up in their
-# squares, so the size grows about like the square root of the number of blocks. Post-norm holds
-# the size at 1, but has to shrink everything that is already in the sum to do so: what
-# came in is gone after a dozen blocks, and the gradient's way back is as long.
+# squares, so the size grows about like the square root of the number of blocks. Post-norm holds the
+# size at 1, but has to shrink everything that is already in the sum to do so, time and again: after
+# fifteen blocks nothing is left of what came in.
 #
-# Three consequences. The way from input to output is a plain sum, so gradients arrive at the first
-# block undamped. The later a block, the smaller its *share* of the sum. And what leaves the last
-# block has an arbitrary size, so **each stage ends with one more norm**, before its map goes to the
-# decoder and to the next stage.
+# Three consequences of pre-norm. The whole stage is one sum, so on its way back a gradient reaches
+# the first block without passing through any other. The later a block, the smaller its *share* of
+# the sum. And what leaves the last block has an arbitrary size, so **each stage ends with one more
+# norm**, before its map goes to the decoder and to the next stage.
 #
 # The released start is gentler still: its weights are small (more on that below), and 40 blocks
 # hardly add anything.
@@ -224,9 +224,9 @@ print(f"released start, 40 blocks: size {sizes[-1]:.2f}, likeness to the start {
 # %% [markdown]
 # ## Drop path
 #
-# If a block is a small correction, the network should survive without it now and then. **Drop path**
-# trains it so: for each picture of a batch, each branch is left out with a small probability $p$.
-# A branch that stays is divided by $1 - p$.
+# If a block is a small correction, the network should survive without it now and then. **Drop
+# path** trains it so: for each picture of a batch, each branch is left out with a small probability
+# $p$. A branch that stays is divided by $1 - p$.
 
 # %%
 torch.manual_seed(0)
@@ -235,8 +235,8 @@ stays = torch.rand(8, 1, 1, 1) < 1 - p    # one number per picture
 print((branch * stays / (1 - p)).flatten())
 
 # %% [markdown]
-# Zero, or a third more. Why the third? So that the *average* stays what it was, and nothing has to be
-# changed when the network is used and nothing is dropped:
+# Zero, or a third more. Why the third? So that the *average* stays what it was, and nothing has to
+# be changed when the network is used and nothing is dropped:
 
 # %%
 block = sl.TransformerBlock(32, heads=1, stride=8, expansion=4, drop_path=p).train()
@@ -245,8 +245,8 @@ print(f"in evaluation: {block.eval().drop_path(torch.ones(1, 1, 1, 1)).item():.2
 
 # %% [markdown]
 # The rate is 0 in the first block of the encoder and rises on a straight line to 0.1 in the last
-# (released code; the paper doesn't mention it). Early blocks are what all others build on, so they are
-# spared. To see more of it, let the line rise to 0.5:
+# (released code; the paper doesn't mention it). Early blocks are what all others build on, so they
+# are spared. To see more of it, let the line rise to 0.5:
 
 # %%
 torch.manual_seed(1)
@@ -266,14 +266,14 @@ for i in (3.5, 7.5, 11.5):
     ax.axvline(i, color="white", lw=2)
 fig.colorbar(drawn, label="factor on the branch")
 show.figure(fig, alt=(
-    "A table of 20 pictures by 16 branches, coloured by the factor on the branch. The two branches of "
-    "block 1 are kept for every picture with factor 1; towards block 8 more and more cells are "
-    "dark, dropped, and the rest are brighter, up to factor 2."))
+    "A table of 20 pictures by 16 branches, coloured by the factor on the branch. The two "
+    "branches of block 1 are kept for every picture with factor 1; towards block 8 more and more "
+    "cells are dark, dropped, and the rest are brighter, up to factor 2."))
 
 # %% [markdown]
 # Each row is one picture on its way through the encoder, from left to right; white lines part the
-# stages. Dark: this picture skips this branch. The brighter a cell, the more it is scaled up. No two
-# rows are alike: each picture trains another, shallower network out of the same weights.
+# stages. Dark: this picture skips this branch. The brighter a cell, the more it is scaled up. No
+# two rows are alike: each picture trains another, shallower network out of the same weights.
 #
 # Drop path is not dropout. Dropout zeroes single numbers, drop path a whole branch for a whole
 # picture. SegFormer's blocks use no dropout.
@@ -285,45 +285,47 @@ show.figure(fig, alt=(
 # answers.
 
 # %%
-def draw_row(ax, y, title, boxes):
-    """boxes: (x, width, label, shrinks?); a number instead of a label frames a stage."""
-    ax.text(0, y + 15, title, fontsize=9)
-    for x, width, label, shrinks in boxes:
-        frame = isinstance(label, int)
-        fill = "none" if frame else show.COLOURS["orange"] if shrinks else "white"
-        edge = dict(ec="#AAAAAA", ls="--") if frame else dict(ec="#777777")
-        low, height = (y - 1.5, 14.5) if frame else (y, 8)
-        ax.add_patch(plt.Rectangle((x, low), width, height, fc=fill, **edge))
-        text, at = (f"stage {label}", y + 10.5) if frame else (label, y + 4)
-        ax.text(x + width / 2, at, text, ha="center", va="center", fontsize=7.5)
+WIDTHS = {"embedding": 15, "merging": 15, "attention": 16, "Mix-FFN": 14, "norm": 9}
+ROWS = {"Figure 2 of the paper": [["embedding"], *[["attention", "Mix-FFN", "merging"]] * 2],
+        "the code": [["embedding", "attention", "Mix-FFN", "norm"]] * 2}
 
 
-fig, ax = plt.subplots(figsize=(7, 2.6))
-ax.set(xlim=(0, 138), ylim=(-8, 46)), ax.axis("off")
-draw_row(ax, 24, "Figure 2 of the paper", [
-    (1, 15, "embedding", True), (19, 52, 1, False), (21, 17, "attention", False), (38, 14, "Mix-FFN", False),
-    (53, 16, "merging", True), (74, 52, 2, False), (76, 17, "attention", False), (93, 14, "Mix-FFN", False),
-    (108, 16, "merging", True)])
-draw_row(ax, -4, "the code", [
-    (1, 60, 1, False), (3, 15, "embedding", True), (19, 17, "attention", False), (36, 14, "Mix-FFN", False),
-    (51, 8, "norm", False), (66, 60, 2, False), (68, 15, "embedding", True), (84, 17, "attention", False),
-    (101, 14, "Mix-FFN", False), (116, 8, "norm", False)])
-for y in (28, 0):
-    ax.text(131, y, "…", fontsize=12)
-show.figure(fig, alt=(
-    "Two rows of boxes for the first two stages. Above, Figure 2 of the paper: one embedding, then each "
-    "stage is attention, Mix-FFN, merging. Below, the code: each stage is embedding, attention, "
-    "Mix-FFN, norm. Embedding and merging, which shrink the map, are orange."))
-
-# %% [markdown]
-# Orange: what makes the map smaller. In both rows there is one orange box between any two stages; but
-# where does a stage *end*? Read literally, the upper row ends stage 1 after its merging:
+def draw_row(ax, y, stages, x=2):
+    """Boxes from left to right; several that belong together get a dashed frame."""
+    for parts in stages:
+        start = x
+        for name in parts:
+            colour = show.COLOURS["orange"] if name in ("embedding", "merging") else "white"
+            ax.add_patch(plt.Rectangle((x, y), WIDTHS[name], 8, fc=colour, ec="#777777"))
+            ax.text(x + WIDTHS[name] / 2, y + 4, name, ha="center", va="center", fontsize=7.5)
+            x += WIDTHS[name] + 1
+        if len(parts) > 1:
+            frame = plt.Rectangle((start - 1.5, y - 1.5), x - start + 2, 11, fc="none", ec="#AAAAAA", ls="--")
+            ax.add_patch(frame)
+        x += 4
+    ax.text(x, y + 3, "…", fontsize=12)
 
 # %%
-literal = [4 * 2 ** (stage + 1) for stage in range(4)]  # embedding by 4, then a merging by 2 in each stage
+fig, ax = plt.subplots(figsize=(7, 2))
+ax.set(xlim=(0, 134), ylim=(-4, 38)), ax.axis("off")
+for y, (title, stages) in zip((20, -2), ROWS.items()):
+    draw_row(ax, y, stages)
+    ax.text(0.5, y + 12, title)
+show.figure(fig, alt=(
+    "Two rows of boxes for the first two stages. Above, Figure 2 of the paper: one embedding, "
+    "then each stage is attention, Mix-FFN, merging. Below, the code: each stage is embedding, "
+    "attention, Mix-FFN, norm. Embedding and merging, which shrink the map, are orange."))
+
+# %% [markdown]
+# A dashed frame is a stage, orange is what makes the map smaller. In both rows there is one orange
+# box between any two stages; but where does a stage *end*? Read literally, the upper row ends stage
+# 1 after its merging:
+
+# %%
+literal = [4 * 2 ** (stage + 1) for stage in range(4)]  # by 4, then a merging by 2 in each stage
 by_code = [4 * 2**stage for stage in range(4)]
 in_the_text = [2 ** (stage + 1) for stage in range(1, 5)]  # section 3.1: F_i is H / 2^(i+1) high
-for name, shares in [("figure, literally", literal), ("code", by_code), ("section 3.1", in_the_text)]:
+for name, shares in {"figure, literally": literal, "code": by_code, "section 3.1": in_the_text}.items():
     print(f"{name:<18} F1 to F4 at", ", ".join(f"1/{n}" for n in shares))
 
 # %% [markdown]
@@ -336,7 +338,8 @@ for name, shares in [("figure, literally", literal), ("code", by_code), ("sectio
 # ## The classes
 #
 # A stage in the order of the code. It starts from a map with channels first, as pictures come, and
-# gives one back, so the next stage can start from it. (Drop path is left out; its rates are exercise 2.)
+# gives one back, so the next stage can start from it. (Drop path is left out; its rates are
+# exercise 2.)
 
 # %%
 class MyStage(nn.Module):
@@ -395,8 +398,8 @@ print(f"ours {parameters(b0):,}")
 assert parameters(b0) == 3_319_392  # the released MiT-B0
 
 # %% [markdown]
-# 3,319,392, the count of the released MiT-B0. (The paper's Table 1a prints 3.4 M for the encoder and
-# 0.4 M for the decoder. Only the sum, 3.8 M, is right when rounded: 3.75 M with 150 classes.)
+# 3,319,392, the count of the released MiT-B0. (The paper's Table 1a prints 3.4 M for the encoder
+# and 0.4 M for the decoder. Only the sum, 3.8 M, is right when rounded: 3.75 M with 150 classes.)
 #
 # ### Odd sizes
 #
@@ -409,8 +412,8 @@ for size in [(65, 97), (250, 333), (32, 32)]:
     print(f"{size[0]:3d} x {size[1]:3d} px:", ", ".join(f"{h} x {w}" for h, w in maps))
 
 # %% [markdown]
-# How small may a picture be? At 32 pixels the last map is a single token. Below that, it depends on a
-# part that does *not* round up: the shortening convolution of attention in stage 1 wants 8 × 8
+# How small may a picture be? At 32 pixels the last map is a single token. Below that, it depends on
+# a part that does *not* round up: the shortening convolution of attention in stage 1 wants 8 × 8
 # tokens.
 
 # %%
@@ -418,12 +421,12 @@ for side in (29, 28):
     try:
         b0(torch.zeros(1, 3, side, side))
         print(side, "px: goes through")
-    except RuntimeError as error:
-        print(side, "px:", str(error).split(". ")[-1])
+    except RuntimeError:
+        print(side, "px: RuntimeError, the kernel is larger than the map")
 
 # %% [markdown]
-# 29 pixels give 8 tokens (29 / 4, rounded up), 28 give 7. The package draws the line at 32 and says so
-# in words:
+# 29 pixels give 8 tokens (29 / 4, rounded up), 28 give 7. The package draws the line at 32 and says
+# so in words:
 
 # %%
 encoder = sl.create_model("segformer_b0", num_classes=150).encoder.eval()
@@ -435,9 +438,10 @@ except ValueError as error:
 # %% [markdown]
 # ## The family
 #
-# All six, from one class. The table counts parameters and multiply-accumulates (MACs) of one picture
-# of 512 × 512 pixels with 150 classes, and sets them beside what the paper's Table 1a prints. The
-# decoder is the one of the paper's equations; the package's computes the same with less (chapter 07).
+# All six, from one class. The table counts parameters and multiply-accumulates (MACs) of one
+# picture of 512 × 512 pixels with 150 classes, and sets them beside what the paper's Table 1a
+# prints. The decoder is the one of the paper's equations; the package's computes the same with less
+# (chapter 07).
 
 # %%
 class AsPrinted(sl.models.MLPDecoder):
@@ -452,7 +456,7 @@ def network(variant, classes=150, decoder=AsPrinted):
         return sl.create_model(f"segformer_{variant}", classes, decoder=decoder)
 
 
-# Table 1a: parameters of encoder and decoder in millions, "FLOPs" on ADE20K in billions (B5: at 640 px)
+# Table 1a: parameters of encoder and decoder (M), "FLOPs" on ADE20K (G; B5: at 640 px)
 PRINTED = {"b0": (3.4, 0.4, 8.4), "b1": (13.1, 0.6, 15.9), "b2": (24.2, 3.3, 62.4),
            "b3": (44.0, 3.3, 79.0), "b4": (60.8, 3.3, 95.7), "b5": (81.4, 3.3, 183.3)}
 
@@ -467,9 +471,9 @@ for variant, (enc, dec, flops) in PRINTED.items():
 assert all(abs(counted[v] / PRINTED[v][2] - 1) < 0.003 for v in PRINTED)
 
 # %% [markdown]
-# The parameters agree (but for B0's 3.4). And the last two columns agree to a third of a percent:
-# **what the paper calls FLOPs are multiply-accumulates.** Counted as two operations each, the numbers
-# would be twice as large.
+# The parameters agree to a tenth of a million. And the last two columns agree to a third of a
+# percent: **what the paper calls FLOPs are multiply-accumulates.** Counted as two operations each,
+# the numbers would be twice as large.
 #
 # ### Why is my count another one?
 #
@@ -477,7 +481,8 @@ assert all(abs(counted[v] / PRINTED[v][2] - 1) < 0.003 for v in PRINTED)
 
 # %%
 tokens, keys = [(512 // n) ** 2 for n in (4, 8, 16, 32)], 256
-products = sum(2 * 2 * n * keys * c for n, c in zip(tokens, (32, 64, 160, 256))) / 1e9  # 2 products, 2 blocks
+in_a_block = sum(2 * n * keys * c for n, c in zip(tokens, VARIANTS["b0"].dims))  # Q Kᵀ and A V
+products = 2 * in_a_block / 1e9  # two blocks in each stage
 folded = macs(network("b0", decoder=sl.models.MLPDecoder), 512) / 1e9
 for what, count in [("multiply-accumulates, all of them", counted["b0"]),
                     ("twice that: additions and multiplications", 2 * counted["b0"]),
@@ -486,8 +491,8 @@ for what, count in [("multiply-accumulates, all of them", counted["b0"]),
     print(f"{count:5.2f} G  {what}")
 
 # %% [markdown]
-# And a fifth, for street scenes of 1024 × 2048 pixels. Cityscapes has 19 classes. Which of the paper's
-# numbers know that?
+# And a fifth, for street scenes of 1024 × 2048 pixels. Cityscapes has 19 classes. Which of the
+# paper's numbers know that?
 
 # %%
 for variant, in_1a, in_2 in [("b0", 125.5, 125.5), ("b5", 1460.4, 1447.6)]:
@@ -496,9 +501,9 @@ for variant, in_1a, in_2 in [("b0", 125.5, 125.5), ("b5", 1460.4, 1447.6)]:
           f" | printed: Table 1a {in_1a}, Table 2 {in_2}")
 
 # %% [markdown]
-# Table 1a was counted with the 150 classes of ADE20K; so was B0 in Table 2. B5 in Table 2 is the count
-# with 19 classes. A difference of one to four percent, and nobody's ranking changes; but whoever
-# compares to the last digit should know.
+# Table 1a was counted with the 150 classes of ADE20K; so was B0 in Table 2. B5 in Table 2 is the
+# count with 19 classes. A difference of one to four percent, and nobody's ranking changes; but
+# whoever compares to the last digit should know.
 
 # %% [markdown]
 # ### Heads
@@ -523,18 +528,19 @@ for variant in ("b0", "b1"):
 
 # %%
 def count(variant, expansions=(4, 4, 4, 4), depths=None):
+    dims, released, _ = VARIANTS[variant]
     with torch.device("meta"):
-        return parameters(Encoder(VARIANTS[variant].dims, depths or VARIANTS[variant].depths, expansions))
+        return parameters(Encoder(dims, depths or released, expansions))
 
 
 print("E = 8, 8, 4, 4 in B0:", f"{count('b0', (8, 8, 4, 4)):,}", "| E = 4:", f"{count('b0'):,}")
 for variant, stage_3, printed in [("b2", 6, 24.2), ("b3", 18, 44.0)]:
-    millions = [count(variant, depths=(3, second, stage_3, 3)) / 1e6 for second in (3, 4)]
-    print(f"{variant}: L2 = 3 gives {millions[0]:.1f} M, L2 = 4 gives {millions[1]:.1f} M; Table 1a: {printed} M")
+    three, four = (count(variant, depths=(3, second, stage_3, 3)) / 1e6 for second in (3, 4))
+    print(f"{variant}: L2 = 3 gives {three:.1f} M, L2 = 4 gives {four:.1f} M; Table 1a: {printed} M")
 
 # %% [markdown]
-# The paper's own Table 1a decides for $L_2 = 4$ (B3's 44.0 is 44.07, cut, not rounded). And $E$? With
-# $E = 4$ the counts are those of the released weights. But then there is Table 7, the encoders on
+# The paper's own Table 1a decides for $L_2 = 4$ (B3's 44.07 M is printed as 44.0). And $E$? With $E
+# = 4$ the counts are those of the released weights. But then there is Table 7, the encoders on
 # ImageNet, with a head for 1000 classes:
 
 # %%
@@ -547,11 +553,11 @@ for variant, printed in TABLE_7.items():
     assert abs((as_is if variant == "b5" else wide) - printed) < 0.05
 
 # %% [markdown]
-# Table 7 is the middle column for B0 to B4, and the left one for B5, exactly as Table 6 prints $E$. So
-# the two tables agree with each other, and not with the released weights. The same six
-# counts stand in the model list of PVTv2, a sister network with the same block, which does use
-# $E = 8, 8, 4, 4$ (and 4 in its B5). The often quoted "MiT-B0: 3.7 M parameters, 70.5 % on ImageNet"
-# is therefore no description of the 3.32 M encoder that everybody downloads.
+# Table 7 is the middle column for B0 to B4, and the left one for B5, exactly as Table 6 prints $E$.
+# So the two tables agree with each other, and not with the released weights. The same six counts
+# stand in the model list of PVTv2, a sister network with the same block, which does use $E = 8, 8,
+# 4, 4$ (and 4 in its B5). The often quoted "MiT-B0: 3.7 M parameters, 70.5 % on ImageNet" is
+# therefore no description of the 3.32 M encoder that everybody downloads.
 
 # %% [markdown]
 # ### Where the parameters sit, and where the work is done
@@ -584,22 +590,22 @@ for variant, (held, done) in both.items():
 fig, axes = plt.subplots(1, 2, figsize=(6.5, 2.3), sharey=True)
 for ax, (variant, rows) in zip(axes, both.items()):
     for i, (row, label) in enumerate(zip(rows, ["parameters", "MACs at 512 px"])):
-        ax.bar(np.arange(1, 5) + 0.4 * i - 0.2, row, width=0.38, label=label, hatch="" if i == 0 else "//",
-               edgecolor="white")
+        ax.bar(np.arange(1, 5) + 0.4 * i - 0.2, row, width=0.38, label=label,
+               hatch=("", "//")[i], edgecolor="white")
     ax.set(title=f"MiT-{variant.upper()}", xlabel="stage", xticks=range(1, 5))
 axes[0].set_ylabel("share of the encoder")
 axes[0].legend()
 show.figure(fig, alt=(
     "Bars per stage for B0 and B3. In B0 the parameters rise steeply from 5 percent in stage 1 to "
-    "59 in stage 4, while the MACs are spread evenly, from 32 percent in stage 1 to 18 in stage 4. In B3 "
-    "about two thirds of both sit in stage 3."))
+    "59 in stage 4, while the MACs are spread evenly, from 32 percent in stage 1 to 18 in stage "
+    "4. In B3 about two thirds of both sit in stage 3."))
 
 # %% [markdown]
-# **B.** Plain bars: parameters. Hatched: work. In B0 the weights sit in the late stages and the work is
-# spread over all four, with most of it in stage 1.
+# **B.** Plain bars: parameters. Hatched: work. In B0 the weights sit in the late stages and the
+# work is spread over all four, with most of it in stage 1.
 #
-# *Why.* Parameters grow with the *square of the token's length* and know nothing of the picture. The
-# work is parameters times places: stage 4 has 64 times fewer tokens than stage 1, each 8 times
+# *Why.* Parameters grow with the *square of the token's length* and know nothing of the picture.
+# The work is parameters times places: stage 4 has 64 times fewer tokens than stage 1, each 8 times
 # longer. $8^2 = 64$: the two nearly cancel. In B3 the picture changes for another reason: 18 of its
 # 28 blocks are in stage 3, and so is most of everything.
 
@@ -612,8 +618,8 @@ show.figure(fig, alt=(
 # - convolutions: normal with $\sqrt{2 / \text{fan-out}}$, where fan-out counts the outputs that one
 #   input reaches: $K^2 \cdot C_{out} / \text{groups}$.
 #
-# A well-known library, transformers, uses 0.02 for everything in its SegFormer, convolutions as well.
-# Does that matter?
+# A well-known library, transformers, uses 0.02 for everything in its SegFormer, convolutions as
+# well. Does that matter?
 
 # %%
 def normal_everywhere(module):
@@ -624,15 +630,18 @@ def normal_everywhere(module):
 
 
 stage = sl.create_model("segformer_b0", num_classes=150).encoder.stages[0]
-for name, conv in {"patch embedding": stage.patch_embed.proj, "shortening": stage.blocks[0].attention.reduce,
-                   "depth-wise": stage.blocks[0].ffn.dwconv}.items():
+block = stage.blocks[0]
+convs = {"patch embedding": stage.patch_embed.proj, "shortening": block.attention.reduce,
+         "depth-wise": block.ffn.dwconv}
+for name, conv in convs.items():
     fan_out = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
-    print(f"{name:<16} fan-out {fan_out:>5}: rule {math.sqrt(2 / fan_out):.3f}, measured {conv.weight.std():.2f}")
+    rule, measured = math.sqrt(2 / fan_out), conv.weight.std()
+    print(f"{name:<16} fan-out {fan_out:>5}: rule {rule:.3f}, measured {measured:.2f}")
 
 # %% [markdown]
 # For two of the three convolutions the rule gives about what 0.02 gives. The depth-wise one stands
-# out: one input channel reaches 9 outputs and no more, so the rule says $\sqrt{2/9} = 0.471$. That is
-# 24 times 0.02.
+# out: one input channel reaches 9 outputs and no more, so the rule says $\sqrt{2/9} = 0.471$. That
+# is 24 times 0.02.
 #
 # <details>
 # <summary><b>Predict, then run.</b> How much weaker is what a fresh Mix-FFN adds, if its depth-wise
@@ -655,7 +664,8 @@ def trace(init, seed=0):
 
 
 rules = {"released": init_weights, "0.02 everywhere": normal_everywhere}
-traced = {name: np.mean([trace(init, seed) for seed in range(8)], axis=0) for name, init in rules.items()}
+traced = {name: np.mean([trace(init, seed) for seed in range(8)], axis=0)
+          for name, init in rules.items()}
 for name, (inside, added) in traced.items():
     print(f"{name:<16} after the convolution {inside:.4f} | Mix-FFN adds {added:.5f}")
 weaker = traced["released"] / traced["0.02 everywhere"]
@@ -666,29 +676,31 @@ assert (abs(weaker - 24) < 2).all()
 # **B.** From tokens of size 1, the released start adds 0.018, the other 0.0008.
 #
 # *Why.* The norm stands *before* the first linear map and evens out only what comes in. Behind the
-# convolution there is none until the sum. And close to zero GELU is nearly the straight line
-# $x / 2$: it hands the factor on as it is.
+# convolution there is none until the sum. And close to zero GELU is nearly the straight line $x /
+# 2$: it hands the factor on as it is.
 #
-# So a network with 0.02 everywhere begins with its Mix-FFN all but switched off, in every block. Does it
-# matter once training is under way? Train both on the same pictures and watch what the first
-# Mix-FFN adds.
+# So a network with 0.02 everywhere begins with its Mix-FFN all but switched off, in every block.
+# Does it matter once training is under way? Train both on the same pictures and watch what the
+# first Mix-FFN adds.
 
 # %% tags=["nbval-ignore-output"]
 train_set = sl.data.open_dataset("sample-coco", "train")
 cut = sl.data.augmentation("none", 96)
-pairs = [cut(*sl.data.resize_short_side(*train_set[i], 96)) for i in range(32 if session.quick else 160)]
-pictures, labels = (torch.stack([item.as_subclass(torch.Tensor) for item in column]) for column in zip(*pairs))
+chosen = range(32 if session.quick else 160)
+pairs = [cut(*sl.data.resize_short_side(*train_set[i], 96)) for i in chosen]
+pictures = torch.stack([picture.as_subclass(torch.Tensor) for picture, _ in pairs])
+labels = torch.stack([label.as_subclass(torch.Tensor) for _, label in pairs])
 print("pictures", tuple(pictures.shape), "labels", tuple(labels.shape))
 
 # %%
 def first_mix_ffn(model):
     """Size of what the first Mix-FFN adds to the tokens of four pictures."""
-    sizes, stage = [], model.encoder.stages[0]
-    hook = stage.blocks[0].ffn.register_forward_hook(lambda _, __, out: sizes.append(out.std().item()))
+    stage = model.eval().encoder.stages[0]
+    block = stage.blocks[0]
     with torch.no_grad():
-        model.eval()(sl.preprocess(pictures[:4]))
-    hook.remove()
-    return sizes[0]
+        tokens = stage.patch_embed(sl.preprocess(pictures[:4]))
+        tokens = tokens + block.attention(block.norm1(tokens))
+        return block.ffn(block.norm2(tokens)).std().item()
 
 
 def train_some(model, steps, seed=0):
@@ -718,7 +730,7 @@ for name, init in rules.items():
     models[name].encoder.apply(init)
     runs[name] = train_some(models[name], STEPS)
 start, end = (runs["released"][1][i] / runs["0.02 everywhere"][1][i] for i in (0, -1))
-print(f"Mix-FFN with 0.02: {start:.0f} times weaker at the start, {end:.1f} times after {STEPS} steps")
+print(f"Mix-FFN with 0.02: {start:.0f} times weaker at first, {end:.1f} times after {STEPS} steps")
 late = [np.mean(losses[STEPS // 2:]) for losses, _ in runs.values()]
 print(f"mean loss of the second half: released {late[0]:.2f}, 0.02 everywhere {late[1]:.2f}")
 assert start > 15 and end > 1
@@ -733,30 +745,31 @@ axes[0].set(xlabel="step", ylabel="loss, mean of a few steps")
 axes[1].set(xlabel="step", ylabel="what Mix-FFN adds", yscale="log")
 axes[0].legend()
 show.figure(fig, alt=(
-    "Left, the loss of both starts over the first steps: the two curves lie close together and both fall, "
-    "the one with 0.02 everywhere a little above in the second half. Right, on a logarithmic axis, what the first "
-    "Mix-FFN adds: the released start is far above and rises slowly; the other starts some 24 times lower and "
-    "catches up, but not all the way."))
+    "Left, the loss of both starts over the first steps: the two curves lie close together and "
+    "both fall, the one with 0.02 everywhere a little above in the second half. Right, on a "
+    "logarithmic axis, what the first Mix-FFN adds: the released start is far above and rises "
+    "slowly; the other starts some 24 times lower and catches up, but not all the way."))
 
 # %% [markdown]
-# Right: with 0.02 everywhere the Mix-FFN wakes up, and is still several times weaker at the end. Left:
-# the loss tells the two apart only a little. In the first steps most is learned by the decoder and
-# the embeddings, which both networks have; the depth-wise convolution has to wait for its turn.
+# Right: with 0.02 everywhere the Mix-FFN wakes up, and is still several times weaker at the end.
+# Left: the loss tells the two apart only a little. In the first steps most is learned by the
+# decoder and the embeddings, which both networks have; the depth-wise convolution has to wait for
+# its turn.
 #
-# What follows from it, and what doesn't: a start like this costs something at the beginning of a training
-# *from scratch*. Sixty steps say nothing about the end of a long one. And whoever loads trained
-# weights overwrites either start.
+# What follows from it, and what doesn't: a start like this costs something at the beginning of a
+# training *from scratch*. Sixty steps say nothing about the end of a long one. And whoever loads
+# trained weights overwrites either start.
 
 # %% [markdown]
 # ## The pyramid looked at
 #
 # What is in the four maps? A token of $F_4$ has 256 numbers, a screen shows three. *Principal
-# component analysis* (PCA) finds the three directions along which the tokens of one map differ most;
-# paint them red, green and blue. Tokens of like colour are alike for the network.
+# component analysis* (PCA) finds the three directions along which the tokens of one map differ
+# most; paint them red, green and blue. Tokens of like colour are alike for the network.
 
 # %%
 def to_colours(feature):
-    """(C, H, W) -> (H, W, 3): the three strongest directions of a map's tokens as red, green, blue."""
+    """(C, H, W) -> (H, W, 3): the tokens' three strongest directions as red, green, blue."""
     tokens = feature.flatten(1).T  # (N, C)
     tokens = tokens - tokens.mean(0)
     directions = torch.linalg.svd(tokens, full_matrices=False).Vh[:3]
@@ -764,7 +777,7 @@ def to_colours(feature):
     colours = tokens @ (directions * strongest.sign()).T  # a direction has no sign: choose one
     low, high = colours.quantile(0.02, 0), colours.quantile(0.98, 0)
     colours = ((colours - low) / (high - low)).clamp(0, 1)
-    return F.pad(colours, (0, 3 - colours.shape[1])).reshape(*feature.shape[1:], 3)
+    return colours.reshape(*feature.shape[1:], 3)
 
 
 def pyramid(model, image):
@@ -772,8 +785,8 @@ def pyramid(model, image):
         return [to_colours(f[0]) for f in model.eval().encoder(sl.preprocess(image))]
 
 # %% [markdown]
-# Two pictures: the photograph that comes with matplotlib, and a scene from the sample that was not used
-# for training.
+# Two pictures: the photograph that comes with matplotlib, and a scene from the sample that was not
+# used for training.
 
 # %% tags=["nbval-ignore-output"]
 with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
@@ -801,18 +814,16 @@ fresh = sl.create_model("segformer_b0", num_classes=11)
 rows = [[image[0], *pyramid(fresh, image)] for image in images.values()]
 fig = show.grid(sum(rows, []), ["picture", "F1", "F2", "F3", "F4"] * 2, columns=5, cell=1.35)
 show.figure(fig, alt=(
-    "Two rows: the photograph and a sample scene, each with its four feature maps of a random network in false "
-    "colours. F1 and F2 show the outlines of the picture clearly, F3 is a coarse version of it with "
-    "large areas in one colour, F4 is a mosaic of 8 by 8 and 6 by 6 squares whose colours also "
-    "follow the position in the frame."))
+    "Two rows: the photograph and a sample scene, each with its four feature maps of a random "
+    "network in false colours. F1 and F2 show the outlines of the picture clearly, F3 is a coarse "
+    "version of it, F4 a mosaic of 8 by 8 and 6 by 6 squares."))
 
 # %% [markdown]
 # **B.** From left to right: the picture, then stages 1 to 4, each token one square of colour.
 #
-# *Why.* A random convolution is still a filter, and what is different before it is different after it.
-# The blocks of a fresh network add little, as their sizes have shown. The late maps of the random network
-# also show the frame: the colours near the edges differ from those in the middle, whatever the
-# picture. That is the zero padding of chapters 03 and 05.
+# *Why.* A random convolution is still a filter, and what is different before it is different after
+# it. And the blocks of a fresh network add little, as their sizes have shown: what you see is
+# mostly the work of four random patch embeddings.
 #
 # Now train: the network of the last section with the released start goes on for some more steps.
 
@@ -826,15 +837,15 @@ print(f"after {STEPS + MORE} steps in all: loss {np.mean(losses[-20:]):.2f}")
 rows = [[image[0], *pyramid(trained, image)] for image in images.values()]
 fig = show.grid(sum(rows, []), ["picture", "F1", "F2", "F3", "F4"] * 2, columns=5, cell=1.35)
 show.figure(fig, alt=(
-    "The same two pictures with the four feature maps of the briefly trained network. In the sample scene "
-    "objects now stand out from the background in flat colours, above all in F2 and F3, and the "
-    "ground and sky have become more alike."))
+    "The same two pictures with the four feature maps of the briefly trained network. In the "
+    "sample scene objects now stand out from the background in flat colours, above all in F2 and "
+    "F3, and the ground and sky have become more alike."))
 
 # %% [markdown]
-# A few minutes of pictures, and the maps are no longer a copy of the picture: in the scene, objects stand out
-# against a background that has become more alike to itself. $F_1$ keeps the outlines sharp, $F_4$ says
-# roughly where something is. Neither alone would draw a good mask. The photograph has nothing that
-# this network was trained on, and its maps are harder to read.
+# A few minutes of pictures, and the maps are no longer a copy of the picture: in the scene, objects
+# stand out against a background that has become more alike to itself. $F_1$ keeps the outlines
+# sharp, $F_4$ says roughly where something is. Neither alone would draw a good mask. The photograph
+# has nothing that this network was trained on, and its maps are harder to read.
 
 # %% [markdown]
 # ### Single channels
@@ -849,16 +860,16 @@ def channel(stage, number, name="scene"):
 
 
 chosen = [(stage, number) for stage in (1, 2, 3, 4) for number in (0, 8, 16, 24)]
-fig = show.grid([channel(*pair) for pair in chosen], [f"stage {s}, channel {n}" for s, n in chosen],
+fig = show.grid([channel(*pair) for pair in chosen], [f"F{s}, channel {n}" for s, n in chosen],
                 columns=4, cell=1.25, cmap="cividis")
 show.figure(fig, alt=(
-    "Four channels of each stage for the sample scene, one row per stage. In stage 1 the channels show edges and "
-    "surfaces in fine detail; in stage 2 objects as a whole are lighter or darker than the rest; "
-    "stages 3 and 4 are coarse mosaics in which single squares light up."))
+    "Four channels of each stage for the sample scene, one row per stage. In stage 1 the channels "
+    "show edges and surfaces in fine detail; in stage 2 objects as a whole are lighter or darker "
+    "than the rest; stages 3 and 4 are coarse mosaics in which single squares light up."))
 
 # %% [markdown]
-# One row per stage. Stage 1 answers to edges and surfaces, later stages to larger and larger things. If the
-# notebook is running, look at others:
+# One row per stage. Stage 1 answers to edges and surfaces, later stages to larger and larger
+# things. If the notebook is running, look at others:
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import Dropdown, IntSlider, interact
@@ -876,9 +887,9 @@ _ = interact(try_channel, stage=IntSlider(2, 1, 4, continuous_update=False),
 # %% [markdown]
 # ## What matters: width, and all four stages
 #
-# Two questions about the encoder can only be answered by training. Does a wider one help (B1 has twice
-# the channels of B0)? And does the decoder need all four maps, or is the last one enough? For the
-# second, a decoder that reads $F_4$ alone:
+# Two questions about the encoder can only be answered by training. Does a wider one help (B1 has
+# twice the channels of B0)? And does the decoder need all four maps, or is the last one enough? For
+# the second, a decoder that reads $F_4$ alone:
 
 # %%
 class LastStage(nn.Module):
@@ -900,12 +911,13 @@ model = network("b2", decoder=LastStage)
 print(f"B2, F4 only: {parameters(model) / 1e6:.1f} M, {macs(model, 512) / 1e9:.1f} GMAC")
 
 # %% [markdown]
-# The paper's Table 1d prints 24.7 M and 22.3 G for this network: ours is the same, as far as one can
-# tell. On ADE20K, with B2, it prints 43.1 mIoU for $F_4$ alone and 45.4 for all four. In Table 1a B1 is
-# ahead of B0 by 42.2 to 37.4.
+# The paper's Table 1d prints 24.7 M and 22.3 G for this network: ours is the same, as far as one
+# can tell. On ADE20K, with B2, it prints 43.1 mIoU for $F_4$ alone and 45.4 for all four. In Table
+# 1a B1 is ahead of B0 by 42.2 to 37.4.
 #
-# And small, from scratch, on our sample? Three networks, three seeds each, otherwise alike; the script
-# `benchmarks/encoder_ablation.py` has trained them with one call of `sl.compare`. Here is what it left.
+# And small, from scratch, on our sample? Three networks, three seeds each, otherwise alike; the
+# script `benchmarks/encoder_ablation.py` has trained them with one call of `sl.compare`. Here is
+# what it left.
 
 # %%
 path = sl.data.course_folder() / "docs" / "results" / "encoder-ablation.json"
@@ -922,9 +934,9 @@ else:
 def verdict(table, name, other):
     """Says whether a difference is larger than what another seed would do."""
     (a, sd_a), (b, sd_b) = table.mean_sd()[name], table.mean_sd()[other]
-    noise = math.hypot(sd_a, sd_b)
+    noise = math.hypot(sd_a, sd_b)  # of a difference of two runs
     says = "more than" if abs(a - b) > 2 * noise else "not clearly more than"
-    print(f"{name} against {other}: {a - b:+.3f} mIoU, {says} what chance does (sd of a difference {noise:.3f})")
+    print(f"{name} against {other}: {a - b:+.3f} mIoU, {says} another seed does (sd {noise:.3f})")
 
 
 if path.exists():
@@ -935,15 +947,16 @@ if path.exists():
     verdict(table, baseline, last)
 
 # %% [markdown]
-# Each bar is a mean over seeds, each dot one seed. Read them with two things in mind. The pictures are tiny: at 96
-# pixels $F_4$ has 3 × 3 tokens, so it is asked for far more than at 512. And nothing here was
-# pretrained: a larger network needs more than some hundred steps to show what it can do.
+# Each bar is a mean over seeds, each dot one seed. Read them with two things in mind. The pictures
+# are tiny: at 96 pixels $F_4$ has 3 × 3 tokens, so it is asked for far more than at 512. And
+# nothing here was pretrained: a larger network needs more than some hundred steps to show what it
+# can do.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
-# Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines. The
-# solutions are in the folder `solutions`.
+# Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
+# The solutions are in the folder `solutions`.
 #
 # ### 1. The block (15 minutes)
 #
@@ -985,8 +998,8 @@ checks.transformer_block(MyBlock)
 # %% [markdown] tags=["exercise"]
 # ### 2. The rates of drop path (10 minutes)
 #
-# Give every block its rate: on one straight line through *all* blocks of the encoder, 0 for the very first,
-# `top` for the very last, cut into one list per stage.
+# Give every block its rate: on one straight line through *all* blocks of the encoder, 0 for the
+# very first, `top` for the very last, cut into one list per stage.
 #
 # <details><summary>Hint</summary>
 #
@@ -1019,9 +1032,10 @@ checks.drop_rates(my_drop_rates)
 #
 # <details><summary>Hint</summary>
 #
-# Write down one stage: embedding (convolution, norm); $L$ times the block (two norms; q, kv and proj; the shortening
-# convolution and its norm where the stride is over 1; fc1, the depth-wise convolution, fc2); the norm at the end. Print
-# `sl.TransformerBlock(32, 1, 8, 4)` to see all of them.
+# Write down one stage: embedding (convolution, norm); $L$ times the block (two norms; q, kv and
+# proj; the shortening convolution and its norm where the stride is over 1; fc1, the depth-wise
+# convolution, fc2); the norm at the end. Print `sl.TransformerBlock(32, 1, 8, 4)` to see all of
+# them.
 #
 # </details>
 # <details><summary>Help: how many weights has a depth-wise convolution?</summary>
@@ -1031,7 +1045,7 @@ checks.drop_rates(my_drop_rates)
 # </details>
 
 # %% tags=["exercise"]
-def my_encoder_count(dims: tuple[int, ...], depths: tuple[int, ...], expansions: tuple[int, ...]) -> int:
+def my_encoder_count(dims: list[int], depths: list[int], expansions: list[int]) -> int:
     """Parameters of a Mix Transformer with the given C, L and E of its four stages."""
     # SOLUTION
     total, before = 0, 3
@@ -1052,15 +1066,15 @@ checks.encoder_count(my_encoder_count)
 # %% [markdown] tags=["exercise"]
 # ### 4. The encoder of Table 6, with `sl` (20 minutes)
 #
-# Build the network that Table 6 describes: a SegFormer-B0 for 5 classes whose Mix-FFNs expand by 8 in
-# stages 1 and 2 and by 4 in stages 3 and 4. The package fixes $E = 4$, but it takes a class of yours
-# for Mix-FFN: `sl.create_model(..., ffn=...)`. The network calls it as `TableSixFFN(dim, expansion)`, with
-# `expansion=4` everywhere. The check looks at the finished network.
+# Build the network that Table 6 describes: a SegFormer-B0 for 5 classes whose Mix-FFNs expand by 8
+# in stages 1 and 2 and by 4 in stages 3 and 4. The package fixes $E = 4$, but it takes a class of
+# yours for Mix-FFN: `sl.create_model(..., ffn=...)`. The network calls it as `TableSixFFN(dim,
+# expansion)`, with `expansion=4` everywhere. The check looks at the finished network.
 #
 # <details><summary>Hint</summary>
 #
-# Your class is not told its stage. But it is told `dim`, and in B0 that gives the stage away: 32, 64,
-# 160, 256. Inherit from `sl.MixFFN` and call its `__init__` with another expansion.
+# Your class is not told its stage. But it is told `dim`, and in B0 that gives the stage away: 32,
+# 64, 160, 256. Inherit from `sl.MixFFN` and call its `__init__` with another expansion.
 #
 # </details>
 # <details><summary>Help: the check says that all expand by 4</summary>
@@ -1099,8 +1113,9 @@ print(inspect.getsource(sl.TransformerBlock.forward))
 
 # %% [markdown]
 # The same. What the package adds is drop path, the choice of classes (`attention=`, `ffn=`,
-# `patch_embed=`), the released start and the message for pictures that are too small. The proof: the
-# encoder of this chapter takes the package's weights, `strict`, and must give the same four maps.
+# `patch_embed=`), the released start and the message for pictures that are too small. The proof:
+# the encoder of this chapter takes the package's weights, `strict`, and must give the same four
+# maps.
 
 # %%
 mine = Encoder(dims=(32, 64, 160, 256), depths=(2, 2, 2, 2)).eval()
@@ -1116,11 +1131,13 @@ with torch.no_grad():
 #
 # - **Order.** Figure 2: one embedding, then stages of attention, Mix-FFN, merging. Code: stages of
 #   embedding, blocks, norm. The sizes in section 3.1 are those of the code.
-# - **Norms.** The paper's equations show none. Code: before attention and before Mix-FFN (`eps` 1e-6),
-#   at the end of each stage (1e-6), after each embedding and after the shortening convolution (1e-5).
+# - **Norms.** The paper's equations show none. Code: before attention and before Mix-FFN (`eps`
+#   1e-6), at the end of each stage (1e-6), after each embedding and after the shortening
+#   convolution (1e-5).
 # - **Residuals.** Equation 3 adds $x_{in}$ in Mix-FFN; the code has a residual around attention as
 #   well.
-# - **Table 6.** $E = 8, 8, 4, 4$ and $L_2 = 3$ (B2, B3) are printed; 4, 4, 4, 4 and $L_2 = 4$ are released.
+# - **Table 6.** $E = 8, 8, 4, 4$ and $L_2 = 3$ (B2, B3) are printed; 4, 4, 4, 4 and $L_2 = 4$ are
+#   released.
 # - **Table 7** describes encoders with $E = 8, 8, 4, 4$ (B5: 4), with a head.
 # - **"FLOPs"** are multiply-accumulates; for Cityscapes mostly with a head for 150 classes.
 # - **Drop path** from 0 to 0.1, and the rules for the first weights, are in the code only.
@@ -1132,8 +1149,8 @@ with torch.no_grad():
 #   nonsense.
 # - A stage without its last norm: shapes are right, the decoder gets maps of any size.
 # - Drop path on the sum instead of on the branch: a dropped picture is a picture of zeros.
-# - `model.train()` left on while predicting: branches are dropped, and the same picture gives another
-#   mask each time.
+# - `model.train()` left on while predicting: branches are dropped, and the same picture gives
+#   another mask each time.
 # - 0.02 for every convolution when training from scratch: Mix-FFN starts 24 times weaker.
 # - Comparing your FLOPs with the paper's MACs.
 
@@ -1143,8 +1160,8 @@ with torch.no_grad():
 # - A block is two branches, normalise-attend and normalise-work, each *added* to what came in.
 # - Pre-norm makes the network one long sum: nothing explodes, nothing of the start is lost at once.
 # - Drop path leaves out whole branches, late ones more often, and keeps their average.
-# - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture from
-#   32 pixels up.
+# - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture
+#   from 32 pixels up.
 # - B0 to B5 differ in `dims` and `depths` only. Parameters sit late, the work is done everywhere.
 # - The first weights decide which parts are awake when training begins.
 
@@ -1152,25 +1169,25 @@ with torch.no_grad():
 # ## What people ask
 #
 # **Figure 2 shrinks twice, or in the wrong order. What is right?** Each stage is: patch embedding,
-# blocks, norm. The merging that the figure draws at the end of a stage is the patch embedding at the
-# beginning of the next.
+# blocks, norm. The merging that the figure draws at the end of a stage is the patch embedding at
+# the beginning of the next.
 #
-# **MLP ratio 8, 8, 4, 4 or 4, 4, 4, 4? My count disagrees with Table 7.** The released network has 4
-# everywhere and 3,319,392 parameters in B0's encoder. Tables 6 and 7 describe another one, with 8 in the
-# first two stages.
+# **MLP ratio 8, 8, 4, 4 or 4, 4, 4, 4? My count disagrees with Table 7.** The released network has
+# 4 everywhere and 3,319,392 parameters in B0's encoder. Tables 6 and 7 describe another one, with 8
+# in the first two stages.
 #
-# **My FLOPs are half, or twice, the paper's.** The paper counts multiply-accumulates. Twice that are
-# operations. Counters that look at layers only miss the two products inside attention, about 1 G in B0
-# at 512 pixels.
+# **My FLOPs are half, or twice, the paper's.** The paper counts multiply-accumulates. Twice that
+# are operations. Counters that look at layers only miss the two products inside attention, about 1
+# G in B0 at 512 pixels.
 #
-# **May the picture have any size?** From 32 pixels a side, yes. Sizes round up, as 65 × 97 showed; only
-# the shortened list of keys leaves out some tokens at odd sizes (chapter 04).
+# **May the picture have any size?** From 32 pixels a side, yes. Sizes round up, as 65 × 97 showed;
+# only the shortened list of keys leaves out some tokens at odd sizes (chapter 04).
 #
-# **Is there no class token, no table of positions, no extra stem?** None of them. The encoder gives maps, not one
-# vector; position comes from zero padding (chapter 05).
+# **Is there no class token, no table of positions, no extra stem?** None of them. The encoder gives
+# maps, not one vector; position comes from zero padding (chapter 05).
 
 # %% [markdown]
 # ## Next
 #
-# Four maps of four sizes, and one mask is wanted. Chapter 07, the MLP decoder, puts them together, with
-# hardly more than matrix multiplications.
+# Four maps of four sizes, and one mask is wanted. Chapter 07, the MLP decoder, puts them together,
+# with hardly more than matrix multiplications.

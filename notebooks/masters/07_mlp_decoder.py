@@ -1337,7 +1337,7 @@ print(f"{parameters(mine):,} parameters, {macs(mine, 512) / 1e9:.2f} G at 512 px
 runs = {}
 for name, blocks in (("package", {}), ("own", {"attention": MyAttention, "ffn": MyMixFFN})):
     config = sl.TrainConfig(data="sample-coco", size=64, batch_size=8, warmup=10, augment="flip",
-                            steps=12 if session.quick else 150, model_options=blocks,
+                            steps=12 if session.quick else 100, model_options=blocks,
                             data_options={"limit": 24} if session.quick else {}, name=f"07-{name}")
     runs[name] = sl.train(config, progress=not session.quick)
     print(f"{name}: loss {runs[name].history[-1]['loss']:.2f}, mIoU {runs[name].report.miou:.3f}")
