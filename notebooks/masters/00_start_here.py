@@ -90,9 +90,9 @@ print("label  ", tuple(label.shape), label.dtype, "holding", sorted(label.unique
 # **W** columns. The picture is (C, H, W) with C = 3 colours, the label (H, W).
 
 # %%
-chosen = [7, 30, 84, 111, 140, 163]
+chosen = [7, 30, 84, 163]
 items = [train_set[i] for i in chosen]
-fig, axes = plt.subplots(2, 6, figsize=(7, 2.6))
+fig, axes = plt.subplots(2, 4, figsize=(7, 3.3))
 for column, (image, label) in zip(axes.T, items):
     column[0].imshow(masks.as_picture(image))
     column[1].imshow(masks.overlay(image, label, train_set.palette, strength=0.8))
@@ -100,7 +100,7 @@ for ax in axes.flat:
     ax.axis("off")
 masks.legend(fig, [label for _, label in items], train_set.classes, train_set.palette)
 show.figure(fig, alt=(
-    "Upper row: six drawn scenes from the sample. Lower row: the same scenes with every "
+    "Upper row: four drawn scenes from the sample. Lower row: the same scenes with every "
     "object filled in the colour of its class; the legend below names the classes."))
 
 # %% [markdown]
@@ -220,14 +220,21 @@ print("the loss fell")
 # %% tags=["nbval-ignore-output"]
 fig = curves.loss_curve(run.history)
 show.figure(fig, alt=(
-    "The loss over the steps of the run: one thin line jumping from batch to batch around a "
-    "thick line, the mean, which falls steeply at first and then ever more slowly."))
+    "The loss over the steps of the run: a thin line that jumps from batch to batch, and a thick "
+    "line, its running mean, which falls slowly and unevenly."))
 
 # %% [markdown]
-# *How to read it.* The thin line is the loss of single batches, it jumps because every batch is
-# different; the thick one is its mean. The steep fall at the start is mostly the network learning
-# how common each class is, which is nearly all background. What comes after is slower and is what
-# we want: shapes.
+# *How to read it.* The thin line is the loss of single batches; it jumps because every batch is
+# different. The thick one is its running mean. And where would a network start that knows nothing,
+# and gives every class the same chance?
+
+# %%
+print(f"minus the logarithm of 1/{len(train_set.classes)}: {np.log(len(train_set.classes)):.2f}")
+
+# %% [markdown]
+# The curve begins well below that. The first ten steps, before the first point, were enough to
+# learn how common each class is, which is nearly all background. What comes after is slower, and is
+# what we want: shapes.
 
 # %% [markdown]
 # ## See
@@ -242,12 +249,12 @@ show.figure(fig, alt=(
 # </details>
 
 # %% tags=["nbval-ignore-output"]
-chosen = [3, 17, 40, 72]
+chosen = [17, 40, 72]
 items = [val_set[i] for i in chosen]
 before = [model.predict(image[None])[0] for image, _ in items]
 after = [run.model.cpu().predict(image[None])[0] for image, _ in items]
 
-fig, axes = plt.subplots(4, 4, figsize=(7, 5.2))
+fig, axes = plt.subplots(3, 4, figsize=(7, 5))
 for row, (image, label), a, b in zip(axes, items, before, after):
     layers = [image.numpy().transpose(1, 2, 0)]
     layers += [masks.overlay(image, m, val_set.palette, strength=0.75) for m in (a, b, label)]
@@ -258,7 +265,7 @@ for ax, title in zip(axes[0], ["picture", "before training", "after training", "
     ax.set_title(title)
 masks.legend(fig, [*after, *(label for _, label in items)], val_set.classes, val_set.palette)
 show.figure(fig, alt=(
-    "Four scenes the network has not trained on, each as picture, mask before training, mask "
+    "Three scenes the network has not trained on, each as picture, mask before training, mask "
     "after training and truth. Before training the masks are noise over the whole picture; after "
     "a minute large objects are covered by blobs, mostly in the right colour."))
 
@@ -266,7 +273,7 @@ show.figure(fig, alt=(
 # These are pictures from the validation set: the network has never seen them. Before training it
 # guesses without sense. After a minute it has found where *something* is, and often what; outlines
 # are soft and small things are missing. **B** is the usual outcome, and it gets better with
-# patience: `python3 course.py run` trains longer, with stronger augmentation.
+# patience: `python3 course.py run` shows it five times as many pictures.
 
 # %% [markdown]
 # ## Measure
@@ -290,7 +297,7 @@ confusion = torch.zeros(classes, classes, dtype=torch.int64)
 for _, label in (val_set[i] for i in range(len(val_set))):
     confusion += sl.evaluation.confusion_matrix(torch.zeros_like(label), label, classes)
 lazy_iou = sl.evaluation.iou_per_class(confusion.numpy())
-print(f"lazy: pixel accuracy {np.diag(confusion).sum() / confusion.sum():.3f}, mIoU {np.nanmean(lazy_iou):.3f}")
+print(f"lazy: pixel accuracy {confusion.trace() / confusion.sum():.3f}, mIoU {np.nanmean(lazy_iou):.3f}")
 
 # %%
 quick_or_better = run.report.miou > np.nanmean(lazy_iou) or session.quick
@@ -314,12 +321,13 @@ for ax, (title, field) in zip(axes, fields.items()):
     ax.axis("off")
 show.figure(fig, alt=(
     "The receptive field of the middle pixel before and after training, bright where the answer "
-    "depends on the input most. Before training it is a small bright spot; after training the "
-    "bright region is wider and its edges are faint but reach over the whole picture."))
+    "depends on the input most. Before training a faint glow covers most of the picture around a "
+    "bright spot; after training the glow has drawn together around the middle."))
 
 # %% [markdown]
 # Bright: the answer in the middle depends strongly on that pixel. The scale goes down by powers of
-# ten. Later chapters explain how such maps are made, why they reach so far, and how they differ
+# ten, and the titles say how much of the picture holds half of the whole. An untrained network
+# looks everywhere a little; in this short run training has drawn its gaze together. Later chapters explain how such maps are made, why they reach so far, and how they differ
 # between networks.
 
 # %% [markdown] tags=["exercise"]

@@ -380,19 +380,21 @@ def keys_of_pixels(side, stage, merge):
 
 
 def paint(side, stage, merge, keys):
-    """The photograph, pale, with the pixels of some keys in colour: (side, side, 3)."""
-    canvas = picture(side).permute(1, 2, 0) / 255 * 0.55 + 0.4
+    """The photograph, pale and grey, with the pixels of some keys in colour: (side, side, 3)."""
+    grey = F.interpolate(picture(64).float().mean(0)[None, None], size=(side, side), mode="bilinear")
+    canvas = (grey[0, 0, ..., None] / 255 * 0.6 + 0.4).repeat(1, 1, 3)
     ids = keys_of_pixels(side, stage, merge)
     for key, name in zip(keys, ("red", "blue", "green")):
         canvas[ids == key] = torch.tensor(plt.matplotlib.colors.to_rgb(show.COLOURS[name]))
-    return canvas.clamp(0, 1)
+    return canvas
 
 
 settings = [(merge, stage) for merge in ("squares", "strips") for stage in (1, 2, 3)]
 fig = show.grid([paint(256, stage, merge, keys=(10, 29, 52)) for merge, stage in settings],
-                [f"stage {stage}: {merge}" for merge, stage in settings], columns=3, cell=2.0)
+                [f"stage {stage}: {merge}" for merge, stage in settings], columns=3, cell=1.5,
+                interpolation="auto")
 show.figure(fig, alt=(
-    "The photograph at 256 pixels, six times, with the pixels of keys 10, 29 and 52 in red, blue "
+    "The photograph at 256 pixels in grey, six times, with keys 10, 29 and 52 in red, blue "
     "and green. Upper row, squares: in stages 1, 2 and 3 each key is the same square of 32 by 32 "
     "pixels. Lower row, strips: in stage 1 each key is a line across the whole picture, 4 pixels "
     "high; in stage 2 half a line, 8 pixels high; in stage 3 a bar of 64 by 16 pixels."))
@@ -434,7 +436,7 @@ for side in (128, 256, 512):
 # %%
 sides = (128, 224, 256, 512)
 fig = show.grid([paint(side, 1, "strips", keys=(side // 32, side // 16 + 3)) for side in sides],
-                [f"{side} px" for side in sides], cell=1.75)
+                [f"{side} px" for side in sides], cell=1.5, interpolation="auto")
 show.figure(fig, alt=(
     "Two strips of stage 1 in the photograph at four sizes. At 128 pixels each is two full lines "
     "of tokens. At 224 pixels each is one line and one seventh of a line beside it, begun at "
@@ -479,7 +481,8 @@ for stage in (1, 2, 3):
 
 # %%
 panels = [picture(256), merged_colours(256, 1, "squares"), merged_colours(256, 1, "strips")]
-fig = show.grid(panels, ["the picture", "64 keys, squares", "64 keys, strips"], columns=3, cell=2.2)
+fig = show.grid(panels, ["the picture", "64 keys, squares", "64 keys, strips"], columns=3, cell=2.0,
+                interpolation="auto")
 show.figure(fig, alt=(
     "The photograph at 256 pixels and what is left of it when each of 64 keys of stage 1 is one "
     "mean colour. With squares a coarse mosaic in which head, cap and flag can be made out; with "
@@ -516,10 +519,10 @@ def ask_for_colour(pixel, merge, side=256, scale=60):
 
 
 # %%
-def mark(ax, pixel, scale=1.0):
+def mark(ax, pixel):
     """A cross where the query is."""
-    ax.plot(pixel[1] * scale, pixel[0] * scale, "+", color="white", ms=13, mew=4)
-    ax.plot(pixel[1] * scale, pixel[0] * scale, "+", color="black", ms=11, mew=1.5)
+    ax.plot(pixel[1], pixel[0], "+", color="white", ms=13, mew=4)
+    ax.plot(pixel[1], pixel[0], "+", color="black", ms=11, mew=1.5)
 
 
 queries = {"skin": (100, 122), "uniform": (215, 95)}
@@ -527,7 +530,7 @@ merges = ("nothing", "squares", "strips")
 panels = [panel for pixel in queries.values()
           for panel in (picture(256), *(ask_for_colour(pixel, merge) for merge in merges))]
 titles = ["the query", "all 4,096 tokens", "64 squares", "64 strips"] + [""] * 4
-fig = show.grid(panels, titles, cell=1.7, cmap="cividis")
+fig = show.grid(panels, titles, cell=1.35, cmap="cividis", interpolation="auto")
 for ax, pixel in zip(fig.axes[::4], queries.values()):
     mark(ax, pixel)
 show.figure(fig, alt=(
@@ -821,7 +824,7 @@ def in_the_light(side, stage):
 
 settings = [(side, stage) for side in (60, 100) for stage in (1, 2, 3)]
 fig = show.grid([in_the_light(*setting) for setting in settings],
-                [f"{side} px, stage {stage}" for side, stage in settings], columns=3, cell=1.8)
+                [f"{side} px, stage {stage}" for side, stage in settings], columns=3, cell=1.3)
 show.figure(fig, alt=(
     "The photograph at 60 pixels, upper row, and 100 pixels, lower row; tokens that go into no key "
     "are dark. At 60 pixels stage 1 sees only the upper left quarter, stages 2 and 3 everything. At "
@@ -912,34 +915,35 @@ assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sh
 
 # %% tags=["nbval-ignore-output"]
 def lit(weights):
-    """The scene, each pixel as bright as the weight of its key."""
-    return scene.numpy() / 255 * np.clip(0.1 + 0.3 * weights, 0, 1)
+    """The scene at half its size, each pixel as bright as the weight of its key."""
+    return F.avg_pool2d(scene / 255, 2).numpy() * np.clip(0.1 + 0.3 * weights[::2, ::2], 0, 1)
 
 
-pixels = [(64, 64), (128, 128), (200, 190)]
+pixels = [(64, 64), (200, 190)]
 panels = [panel for pixel in pixels
           for panel in (scene, *(lit(attention_of(model, stage, pixel)) for stage in (1, 2, 3, 4)))]
-titles = ["the query", *(f"stage {stage}" for stage in (1, 2, 3, 4))] + [""] * 10
-fig = show.grid(panels, titles, columns=5, cell=1.35)
+titles = ["the query", *(f"stage {stage}" for stage in (1, 2, 3, 4))] + [""] * 5
+fig = show.grid(panels, titles, columns=5, cell=1.2, interpolation="auto")
 for ax, pixel in zip(fig.axes[::5], pixels):
     mark(ax, pixel)
 show.figure(fig, alt=(
-    "Three queries in a synthetic scene, one per row, and the scene lit by their attention in the "
-    "four stages, heads averaged. In stages 1 and 2 the light is even; in stages 3 and 4 some of "
+    "Two queries in a synthetic scene, one per row, and the scene lit by their attention in the "
+    "four stages, heads averaged. In stages 1 and 2 the light is nearly even; in stages 3 and 4 some of "
     "the 8 by 8 squares are bright and others dark."))
 
 # %% [markdown]
 # One row per query, marked by the cross; one column per stage, heads averaged. Every map is made of
 # the same 8 × 8 squares, because in every stage a key stands for 32 × 32 pixels. Stages 1 and 2:
-# even light. Stages 3 and 4: some squares are preferred. Now compare the rows of one column. Where
-# they differ, the query has a say in what it looks at; where they are alike, all queries look at the
-# same few places.
+# nearly even light. Stages 3 and 4: some squares are preferred. Now compare the two rows. Where they
+# differ, the query has a say in what it looks at; where they are alike, all queries look at the same
+# few places.
 #
 # Heads differ too. The eight heads of stage 4, for the query in the middle:
 
 # %% tags=["nbval-ignore-output"]
 panels = [lit(attention_of(model, 4, (128, 128), head)) for head in range(8)]
-fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85)
+fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.8,
+                interpolation="auto")
 show.figure(fig, alt=(
     "The scene lit by the attention of one query in each of the eight heads of stage 4: in some heads "
     "a few squares are bright, in others the light is nearly even."))
@@ -962,7 +966,7 @@ from ipywidgets import IntSlider, interact
 def try_query(row, column, stage, head):
     head = min(head, (1, 2, 5, 8)[stage - 1] - 1)
     panels = [scene, lit(attention_of(model, stage, (row, column), head))]
-    fig = show.grid(panels, ["the query", f"stage {stage}, head {head}"], cell=2.6)
+    fig = show.grid(panels, ["the query", f"stage {stage}, head {head}"], cell=2.6, interpolation="auto")
     mark(fig.axes[0], (row, column))
     show.figure(fig, alt=f"A scene with a query, and the scene lit by stage {stage}, head {head}.")
 

@@ -16,7 +16,8 @@
 # - in which order a stage works, and where the paper's Figure 2 misleads;
 # - how B0 to B5 differ, what they cost, and which printed numbers are not those of the code;
 # - why the first random weights matter: the same network, a Mix-FFN that starts 24 times weaker;
-# - what the four feature maps of a picture look like, before and after a little training.
+# - what the four feature maps of a picture look like, and why a colourful picture of them hides
+#   what was learned.
 #
 # **What you need.** Chapters 03 (patch embedding), 04 (efficient attention) and 05 (Mix-FFN), or at
 # least an idea of what goes in and out of these three.
@@ -793,7 +794,7 @@ with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
     square = file.convert("RGB").crop((0, 20, 512, 532)).resize((256, 256))
 photo = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
 val_set = sl.data.open_dataset("sample-coco", "val")
-scene = sl.data.augmentation("none", 192)(*sl.data.resize_short_side(*val_set[3], 192))[0]
+scene = sl.data.augmentation("none", 192)(*sl.data.resize_short_side(*val_set[1], 192))[0]
 images = {"photograph": photo, "scene": scene.as_subclass(torch.Tensor)[None]}
 print({name: tuple(image.shape) for name, image in images.items()})
 
@@ -837,15 +838,58 @@ print(f"after {STEPS + MORE} steps in all: loss {np.mean(losses[-20:]):.2f}")
 rows = [[image[0], *pyramid(trained, image)] for image in images.values()]
 fig = show.grid(sum(rows, []), ["picture", "F1", "F2", "F3", "F4"] * 2, columns=5, cell=1.35)
 show.figure(fig, alt=(
-    "The same two pictures with the four feature maps of the briefly trained network. In the "
-    "sample scene objects now stand out from the background in flat colours, above all in F2 and "
-    "F3, and the ground and sky have become more alike."))
+    "The same two pictures with the four feature maps of the briefly trained network, in other "
+    "colours. F1 and F2 are still copies of the picture, F3 and F4 are more mixed than before; no "
+    "map shows the objects as areas of one colour."))
 
 # %% [markdown]
-# A few minutes of pictures, and the maps are no longer a copy of the picture: in the scene, objects
-# stand out against a background that has become more alike to itself. $F_1$ keeps the outlines
-# sharp, $F_4$ says roughly where something is. Neither alone would draw a good mask. The photograph
-# has nothing that this network was trained on, and its maps are harder to read.
+# Other colours, and from $F_3$ on less of the picture. But where are the objects? To the eye,
+# training has done little. Ask with a number: **how much of what the tokens of a map differ in is
+# due to the class of their place?** Zero would mean that tokens on objects look like those on the
+# background, one that tokens of a class are all the same.
+#
+# <details>
+# <summary><b>Predict, then run.</b> How large is that share in $F_4$ after this short
+# training?</summary>
+#
+# - A. Under 15 %.
+# - B. About half.
+# - C. Over 90 %: the network gives good labels by now.
+#
+# </details>
+
+# %%
+@torch.no_grad()
+def due_to_class(model, pictures, labels):
+    """Of each map: the share of the variance of its tokens that lies between classes."""
+    found = []
+    for f in model.eval().encoder(sl.preprocess(pictures)):
+        small = F.interpolate(labels[:, None].float(), f.shape[-2:], mode="nearest-exact")
+        tokens, classes = f.permute(0, 2, 3, 1).flatten(0, 2), small.flatten()
+        tokens, classes = tokens[classes != 255], classes[classes != 255]
+        between, centre = 0, tokens.mean(0)
+        for c in classes.unique():
+            of_class = tokens[classes == c]
+            between += len(of_class) * (of_class.mean(0) - centre).square().sum()
+        found.append((between / (tokens - centre).square().sum()).item())
+    return found
+
+# %% tags=["nbval-ignore-output"]
+unseen = [cut(*sl.data.resize_short_side(*val_set[i], 96)) for i in range(48)]
+columns = [torch.stack([item.as_subclass(torch.Tensor) for item in c]) for c in zip(*unseen)]
+before, after = due_to_class(fresh, *columns), due_to_class(trained, *columns)
+print("random weights ", " ".join(f"F{i} {share:.0%}" for i, share in enumerate(before, 1)))
+print("some training  ", " ".join(f"F{i} {share:.0%}" for i, share in enumerate(after, 1)))
+assert session.quick or all(b < a < 0.15 for b, a in zip(before, after))
+
+# %% [markdown]
+# **A.** Training raises the share in every map, most of all in the last; and still nearly all that
+# the tokens differ in is something else: brightness, colour, the place in the frame.
+#
+# *Why the pictures don't show it.* PCA paints the *strongest* directions. What the network has
+# learned sits in weaker ones, and the decoder finds those because it is trained to. A picture of
+# the strongest directions is not a picture of what a network knows: keep that in mind for every
+# colourful feature map that you meet.
 
 # %% [markdown]
 # ### Single channels
@@ -863,13 +907,13 @@ chosen = [(stage, number) for stage in (1, 2, 3, 4) for number in (0, 8, 16, 24)
 fig = show.grid([channel(*pair) for pair in chosen], [f"F{s}, channel {n}" for s, n in chosen],
                 columns=4, cell=1.25, cmap="cividis")
 show.figure(fig, alt=(
-    "Four channels of each stage for the sample scene, one row per stage. In stage 1 the channels "
-    "show edges and surfaces in fine detail; in stage 2 objects as a whole are lighter or darker "
-    "than the rest; stages 3 and 4 are coarse mosaics in which single squares light up."))
+    "Four channels of each map for the sample scene, one row per stage. In F1 the channels show "
+    "edges and surfaces in fine detail; F2 is a coarser version; F3 and F4 are mosaics in which "
+    "single squares light up."))
 
 # %% [markdown]
-# One row per stage. Stage 1 answers to edges and surfaces, later stages to larger and larger
-# things. If the notebook is running, look at others:
+# One row per stage. $F_1$ answers to edges and surfaces; from $F_3$ on the patterns have no names
+# any more. If the notebook is running, look at others:
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import Dropdown, IntSlider, interact

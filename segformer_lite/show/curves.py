@@ -15,8 +15,8 @@ def loss_curve(history: list[dict], path: str | Path | None = None) -> Figure:
     steps, losses = np.array([e["step"] for e in history]), np.array([e["loss"] for e in history])
     fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
     ax.plot(steps, losses, color="#56B4E9", linewidth=0.8, label="loss of one batch")
-    window = max(1, len(losses) // 20)
-    if len(losses) > window > 1:
+    window = max(5, len(losses) // 10)
+    if len(losses) > window:
         mean = np.convolve(losses, np.ones(window) / window, "valid")
         ax.plot(steps[window - 1:], mean, color="#0072B2", linewidth=2, label=f"mean of {window}")
     ax.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
