@@ -78,9 +78,9 @@ show.network(lit="attention")
 # offer, its **value** what it hands out. Three tokens are enough for a pencil:
 
 # %%
-q = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])  # (N, d): looks for the first, the second, nothing
-k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # (N, d): offers the first, the second, the first
-v = torch.tensor([[10.0], [20.0], [40.0]])              # (N, 1)
+q = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])  # (N, d), what is looked for
+k = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])  # (N, d), what is offered
+v = torch.tensor([[10.0], [20.0], [40.0]])              # (N, 1), what is handed out
 
 # %% [markdown]
 # **Compare** every query with every key: one product per pair, divided by $\sqrt{d}$.
@@ -306,7 +306,8 @@ conv.weight.data = linear.weight.data.reshape(C, 1, R, C).permute(0, 3, 1, 2)  #
 conv.bias = linear.bias
 
 from_strips = linear(x.reshape(B, H * W // R, C * R))  # equation 2, to the letter
-torch.testing.assert_close(conv(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2), from_strips)
+by_conv = conv(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)  # (B, N / R, C)
+torch.testing.assert_close(by_conv, from_strips)
 print("strips:", tuple(from_strips.shape))
 
 # %% [markdown]
@@ -317,9 +318,10 @@ conv = nn.Conv2d(C, C, kernel_size=s, stride=s)
 conv.weight.data = linear.weight.data.reshape(C, s, s, C).permute(0, 3, 1, 2)  # (C, C, s, s)
 conv.bias = linear.bias
 
-squares = x.reshape(B, H // s, s, W // s, s, C).permute(0, 1, 3, 2, 4, 5)  # (B, H', W', s, s, C)
+squares = x.reshape(B, H // s, s, W // s, s, C).permute(0, 1, 3, 2, 4, 5)  # b h w y x c
 from_squares = linear(squares.reshape(B, H * W // R, C * R))
-torch.testing.assert_close(conv(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2), from_squares)
+by_conv = conv(x.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+torch.testing.assert_close(by_conv, from_squares)
 print("squares:", tuple(from_squares.shape))
 
 # %% [markdown]
@@ -355,7 +357,7 @@ def picture(height, width=None):
 
 
 def keys_of_tokens(height, width, stride, merge):
-    """For each of height x width tokens the number of the key it goes into; -1 for none."""
+    """For each of height x width tokens the number of its key; -1 for none."""
     if merge == "strips":
         return torch.arange(height * width).reshape(height, width) // stride**2
     row, column = torch.arange(height)[:, None] // stride, torch.arange(width) // stride
@@ -381,29 +383,29 @@ def keys_of_pixels(side, stage, merge):
 
 def paint(side, stage, merge, keys):
     """The photograph, pale and grey, with the pixels of some keys in colour: (side, side, 3)."""
-    grey = F.interpolate(picture(64).float().mean(0)[None, None], size=(side, side), mode="bilinear")
-    canvas = (grey[0, 0, ..., None] / 255 * 0.6 + 0.4).repeat(1, 1, 3)
+    grey = picture(64).float().mean(0)[None, None] / 255 * 0.6 + 0.4
+    canvas = F.interpolate(grey, size=(side, side), mode="bilinear")[0, 0, ..., None].repeat(1, 1, 3)
     ids = keys_of_pixels(side, stage, merge)
     for key, name in zip(keys, ("red", "blue", "green")):
         canvas[ids == key] = torch.tensor(plt.matplotlib.colors.to_rgb(show.COLOURS[name]))
     return canvas
 
 
-settings = [(merge, stage) for merge in ("squares", "strips") for stage in (1, 2, 3)]
+settings = [("squares", 1), ("strips", 1), ("strips", 2), ("strips", 3)]
 fig = show.grid([paint(256, stage, merge, keys=(10, 29, 52)) for merge, stage in settings],
-                [f"stage {stage}: {merge}" for merge, stage in settings], columns=3, cell=1.5,
-                interpolation="auto")
+                ["squares, all stages", *(f"strips, stage {stage}" for stage in (1, 2, 3))],
+                cell=1.75, interpolation="auto")
 show.figure(fig, alt=(
-    "The photograph at 256 pixels in grey, six times, with keys 10, 29 and 52 in red, blue "
-    "and green. Upper row, squares: in stages 1, 2 and 3 each key is the same square of 32 by 32 "
-    "pixels. Lower row, strips: in stage 1 each key is a line across the whole picture, 4 pixels "
-    "high; in stage 2 half a line, 8 pixels high; in stage 3 a bar of 64 by 16 pixels."))
+    "The photograph at 256 pixels in grey, four times, with keys 10, 29 and 52 in red, blue and "
+    "green. Squares: each key is a square of 32 by 32 pixels. Strips: in stage 1 each key is a line "
+    "across the whole picture, 4 pixels high; in stage 2 half a line, 8 pixels high; in stage 3 a "
+    "bar of 64 by 16 pixels."))
 
 # %% [markdown]
-# Keys number 10, 29 and 52 of 64, in red, blue and green. Upper row, squares: in every stage a key
-# is the same square of 32 × 32 pixels. Lower row, strips: in stage 1 **a key is a whole line of the
-# picture**, 256 pixels wide and four high. The face, the flag and the wall behind them end up in
-# one key. (Stage 4 has $R = 1$ and nothing to merge.)
+# Keys number 10, 29 and 52 of 64, in red, blue and green. Left, squares: in stages 1, 2 and 3 a key
+# is the same square of 32 × 32 pixels. Then strips: in stage 1 **a key is a whole line of the
+# picture**, 256 pixels wide and four high. The face, the flag and the wall behind them end up in one
+# key. (Stage 4 has $R = 1$ and nothing to merge.)
 
 # %%
 def extent(side, stage, merge):
@@ -436,7 +438,7 @@ for side in (128, 256, 512):
 # %%
 sides = (128, 224, 256, 512)
 fig = show.grid([paint(side, 1, "strips", keys=(side // 32, side // 16 + 3)) for side in sides],
-                [f"{side} px" for side in sides], cell=1.5, interpolation="auto")
+                [f"{side} px" for side in sides], cell=1.6, interpolation="auto")
 show.figure(fig, alt=(
     "Two strips of stage 1 in the photograph at four sizes. At 128 pixels each is two full lines "
     "of tokens. At 224 pixels each is one line and one seventh of a line beside it, begun at "
@@ -596,7 +598,7 @@ class EfficientAttention(nn.Module):
             short = self.norm(short)
         k, v = self.kv(short).chunk(2, dim=-1)
         q, k, v = self.split(self.q(x)), self.split(k), self.split(v)
-        weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)  # eq. 1
+        weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)  # equation 1
         return self.proj((weights @ v).transpose(1, 2).reshape(x.shape))
 
 
@@ -629,10 +631,11 @@ def by_hand(dim, stride):
 encoder = sl.create_model("segformer_b0", num_classes=150).encoder
 stages = [(32, 1, 8), (64, 2, 4), (160, 5, 2), (256, 8, 1)]  # dim, heads, stride
 for stage, (dim, heads, stride) in enumerate(stages, start=1):
-    ours, theirs = EfficientAttention(dim, heads, stride), encoder.stages[stage - 1].blocks[0].attention
+    ours = EfficientAttention(dim, heads, stride)
+    theirs = encoder.stages[stage - 1].blocks[0].attention
     assert by_hand(dim, stride) == count(ours) == count(theirs)
     share = count(theirs.reduce) / count(theirs) if stride > 1 else 0
-    print(f"stage {stage}: {count(theirs):7,d} parameters, {share:4.0%} of them in the reduction")
+    print(f"stage {stage}: {count(theirs):7,d} parameters, {share:4.0%} in the reduction")
 
 # %% [markdown]
 # All four agree with the package. In stage 1 nearly all parameters sit in the reduction, whose job
@@ -643,8 +646,8 @@ for stage, (dim, heads, stride) in enumerate(stages, start=1):
 
 # %%
 strips = StripReduction(dim=32, heads=1, stride=8)
-print("strips:", [name for name, _ in strips.named_children()], f"{count(strips):,} parameters")
-print("matrix for K", tuple(strips.k.weight.shape), "| for V", tuple(strips.v.weight.shape))
+print([name for name, _ in strips.named_children()], f"{count(strips):,} parameters")
+print("matrix for K", tuple(strips.k.weight.shape), "for V", tuple(strips.v.weight.shape))
 assert count(strips.k) == count(encoder.stages[0].blocks[0].attention.reduce)
 
 # %% [markdown]
@@ -687,7 +690,8 @@ for side in (128, 256, 512, 1024, 2048):
 # - **reduced, fused**: the package's block, $R = 64$.
 
 # %%
-full, reduced = sl.EfficientSelfAttention(32, 1, stride=1), sl.EfficientSelfAttention(32, 1, stride=8)
+full = sl.EfficientSelfAttention(dim=32, heads=1, stride=1)
+reduced = sl.EfficientSelfAttention(dim=32, heads=1, stride=8)
 
 
 def matrix_kept(x):
@@ -715,14 +719,15 @@ def milliseconds(function, side):
 
 
 forms = {"full, matrix kept": matrix_kept, "full, fused": full, "reduced, fused": reduced}
-measured = {name: [milliseconds(f, side) for side in (64, 128, 256)] for name, f in forms.items()}
+measured = {name: [milliseconds(f, side) for side in (64, 128, 256)]
+            for name, f in forms.items()}
 for name, values in measured.items():
     print(f"{name:18s}", "   ".join(f"{v:7.2f} ms" for v in values), "  at 64, 128, 256 px")
 
 # %% tags=["nbval-ignore-output"]
-assert measured["reduced, fused"][-1] < measured["full, fused"][-1], "reduced must be faster at 256 px"
-ratio = measured["full, matrix kept"][-1] / measured["reduced, fused"][-1]
-print(f"at 256 px the reduced attention is {ratio:.0f} times faster than the printed equation")
+slow, fused, fast = (values[-1] for values in measured.values())
+assert fast < fused, "at 256 px the reduced attention must be the fastest"
+print(f"at 256 px the reduced form is {slow / fast:.0f} times faster than the printed equation")
 
 # %% [markdown]
 # Large pictures take long, so they were measured once, by
@@ -733,7 +738,8 @@ print(f"at 256 px the reduced attention is {ratio:.0f} times faster than the pri
 path = sl.data.course_folder() / "docs" / "results" / "attention-cost.json"
 record = json.loads(path.read_text(encoding="utf-8"))
 print(record["command"], "|", record["machine"], "| torch", record["torch"])
-rows = {form: [row for row in record["rows"] if row["form"] == form and row["side"] >= 128] for form in forms}
+rows = {form: [row for row in record["rows"] if row["form"] == form and row["side"] >= 128]
+        for form in forms}
 for form, points in rows.items():
     print(f"{form:18s} measured up to {points[-1]['side']} px")
 
@@ -743,8 +749,8 @@ def draw_cost(ax, what, unit):
     for (form, points), style in zip(rows.items(), ("s-", "o-", "^-")):
         sides, values = [p["side"] for p in points], [p[what] * unit for p in points]
         line, = ax.loglog(sides, values, style, label=form, ms=3.5)
-        if what != "memory_mb" and sides[-1] < 2048:  # go on as N squared: the side to the fourth power
-            end = values[-1] * (2048 / sides[-1]) ** 4
+        if what != "memory_mb" and sides[-1] < 2048:
+            end = values[-1] * (2048 / sides[-1]) ** 4  # N squared is the side to the fourth power
             ax.loglog([sides[-1], 2048], [values[-1], end], "--", color=line.get_color(), lw=1.2)
     ax.minorticks_off()
     ax.set_xticks([128, 512, 2048], ["128", "512", "2048"])
@@ -774,8 +780,9 @@ show.figure(fig, alt=(
 # the printed equation climbs as $N^2$. The fused forms hold little more than the tokens themselves.
 
 # %%
-at_1024 = [next(p for p in rows[form] if p["side"] == 1024) for form in ("full, fused", "reduced, fused")]
-fewer, faster = (at_1024[0][what] / at_1024[1][what] for what in ("entries", "seconds"))
+full_1024, reduced_1024 = (next(p for p in rows[form] if p["side"] == 1024)
+                           for form in ("full, fused", "reduced, fused"))
+fewer, faster = (full_1024[what] / reduced_1024[what] for what in ("entries", "seconds"))
 print(f"1024 px: {fewer:.0f} times fewer weights, {faster:.0f} times less time")
 print(f"384 px, matrix kept: {rows['full, matrix kept'][-1]['memory_mb'] / 1000:.2f} GB")
 
@@ -805,13 +812,15 @@ def seen(height, width, stage):
     """Which tokens of a stage go into a key, for a height x width picture: bool (H_i, W_i)."""
     reduce = encoder.stages[stage - 1].blocks[0].attention.reduce
     pixels = 2 ** (stage + 1)  # per token
-    tokens = torch.zeros(1, reduce.in_channels, -(-height // pixels), -(-width // pixels), requires_grad=True)
+    h, w = -(-height // pixels), -(-width // pixels)
+    tokens = torch.zeros(1, reduce.in_channels, h, w, requires_grad=True)
     gradient, = torch.autograd.grad(reduce(tokens).sum(), tokens)
     return gradient[0].abs().sum(0) > 0
 
 
 print("tokens seen as keys   stage 1   2     3")
-for height, width in [(60, 60), (100, 100), (250, 250), (300, 300), (375, 500), (720, 1280), (512, 512)]:
+sizes = [(60, 60), (100, 100), (250, 250), (300, 300), (375, 500), (720, 1280), (512, 512)]
+for height, width in sizes:
     shares = [seen(height, width, stage).float().mean().item() for stage in (1, 2, 3)]
     print(f"{height:4d} x {width:4d}          ", "  ".join(f"{share:4.0%}" for share in shares))
 
@@ -822,13 +831,13 @@ def in_the_light(side, stage):
     return picture(side) / 255 * (0.2 + 0.8 * F.interpolate(mask, size=(side, side)))[0]
 
 
-settings = [(side, stage) for side in (60, 100) for stage in (1, 2, 3)]
+settings = [(60, 1), (100, 1), (100, 2), (100, 3)]
 fig = show.grid([in_the_light(*setting) for setting in settings],
-                [f"{side} px, stage {stage}" for side, stage in settings], columns=3, cell=1.3)
+                [f"{side} px, stage {stage}" for side, stage in settings], cell=1.5)
 show.figure(fig, alt=(
-    "The photograph at 60 pixels, upper row, and 100 pixels, lower row; tokens that go into no key "
-    "are dark. At 60 pixels stage 1 sees only the upper left quarter, stages 2 and 3 everything. At "
-    "100 pixels a border at the right and lower edge is dark, wider from stage 1 to stage 3."))
+    "The photograph with the tokens dark that go into no key. At 60 pixels stage 1 sees only the "
+    "upper left quarter. At 100 pixels a border at the right and lower edge is dark, wider from "
+    "stage 1 to stage 3."))
 
 # %% [markdown]
 # **C**, 28 percent: one square of 8 × 8 tokens fits into 15 × 15, and no second one. The dark tokens
@@ -865,7 +874,7 @@ print(weights.shape, weights.dtype, "two heads over 256 x 256 pixels")
 
 # %%
 for stage in (1, 2, 3, 4):
-    weights = sl.analysis.attention_map(fresh, picture(256), f"stage{stage}.block1", pixel=(100, 122))
+    weights = sl.analysis.attention_map(fresh, picture(256), f"stage{stage}.block1", (100, 122))
     print(f"stage {stage}: 64 keys, largest weight {64 * weights.max():.2f} times the mean")
 
 # %% [markdown]
@@ -878,31 +887,30 @@ for stage in (1, 2, 3, 4):
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 30 if session.quick else 250  # the course's own tests train less
-config = sl.TrainConfig(data="sample-coco", model="segformer_b0", size=96, batch_size=8, steps=STEPS,
-                        augment="flip", name="04-attention")
+config = sl.TrainConfig(data="sample-coco", model="segformer_b0", size=96, batch_size=8,
+                        steps=STEPS, augment="flip", name="04-attention")
 model = sl.train(config, progress=not session.quick).model.cpu()
 
 # %% tags=["nbval-ignore-output"]
 scene = sl.data.open_dataset("sample-coco", "val")[17][0]
-scene = F.interpolate(scene[None].float(), size=(256, 256), mode="bilinear", antialias=True)[0].byte()
+scene = F.interpolate(scene[None].float(), size=(256, 256), mode="bilinear")[0].byte()
 
 
-def attention_of(model, stage, pixel, head=None):
-    """One head's map in the stage's first block, or the mean of all heads; 1 is the mean weight."""
+def heads_of(model, stage, pixel):
+    """All heads' maps in the stage's first block, (heads, 256, 256); 1 is the mean weight."""
     maps = sl.analysis.attention_map(model, scene, f"stage{stage}.block1", pixel)
-    chosen = maps.mean(0) if head is None else maps[head]
-    return chosen / chosen.mean()
+    return maps / maps.mean((1, 2), keepdims=True)
 
 
 def sharpness(model, stage):
-    """Largest weight over mean weight, averaged over 16 queries."""
+    """Largest weight over mean weight, averaged over heads and 16 queries."""
     places = [(row, column) for row in range(32, 256, 64) for column in range(32, 256, 64)]
-    return np.mean([attention_of(model, stage, place).max() for place in places])
+    return np.mean([heads_of(model, stage, place).max((1, 2)) for place in places])
 
 
 sharp = {stage: (sharpness(fresh, stage), sharpness(model, stage)) for stage in (1, 2, 3, 4)}
 for stage, (before, after) in sharp.items():
-    print(f"stage {stage}: largest weight {before:.2f} times the mean before training, {after:.2f} after")
+    print(f"stage {stage}: largest weight over mean {before:.2f} before training, {after:.2f} after")
 assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sharp.values())
 
 # %% [markdown]
@@ -910,48 +918,52 @@ assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sh
 # stages 1 and 2 usually still look at everything alike. Their tokens know little more than a few
 # pixels, so there is little yet to ask for.
 #
-# Where do the queries look? Light the scene by the weights: at the mean weight it is dim, at three
-# times the mean it is as bright as it was, at zero it is nearly black.
+# Where do the queries look? Light the scene, turned to grey, by the weights of the head that chooses
+# most sharply: bright at four times the mean weight, dim at the mean, nearly black at zero.
 
 # %% tags=["nbval-ignore-output"]
 def lit(weights):
-    """The scene at half its size, each pixel as bright as the weight of its key."""
-    return F.avg_pool2d(scene / 255, 2).numpy() * np.clip(0.1 + 0.3 * weights[::2, ::2], 0, 1)
+    """The scene in grey, each pixel as bright as the weight of its key: (256, 256)."""
+    return scene.float().mean(0).numpy() / 255 * np.clip(0.05 + 0.25 * weights, 0, 1)
 
 
-pixels = [(64, 64), (200, 190)]
-panels = [panel for pixel in pixels
-          for panel in (scene, *(lit(attention_of(model, stage, pixel)) for stage in (1, 2, 3, 4)))]
-titles = ["the query", *(f"stage {stage}" for stage in (1, 2, 3, 4))] + [""] * 5
-fig = show.grid(panels, titles, columns=5, cell=1.2, interpolation="auto")
-for ax, pixel in zip(fig.axes[::5], pixels):
+panels, titles = [], []
+for pixel in [(70, 128), (170, 190)]:
+    panels, titles = [*panels, scene], [*titles, "the query"]
+    for stage in (1, 2, 3, 4):
+        maps = heads_of(model, stage, pixel)
+        sharpest = maps.max((1, 2)).argmax()
+        panels.append(lit(maps[sharpest]))
+        titles.append(f"stage {stage}, head {sharpest}")
+light = {"interpolation": "auto", "cmap": "gray", "vmin": 0, "vmax": 0.8}
+fig = show.grid(panels, titles, columns=5, cell=1.35, **light)
+for ax, pixel in zip(fig.axes[::5], [(70, 128), (170, 190)]):
     mark(ax, pixel)
 show.figure(fig, alt=(
-    "Two queries in a synthetic scene, one per row, and the scene lit by their attention in the "
-    "four stages, heads averaged. In stages 1 and 2 the light is nearly even; in stages 3 and 4 some of "
-    "the 8 by 8 squares are bright and others dark."))
+    "Two queries in a synthetic scene, one per row, and the scene lit by their attention in one head "
+    "of each stage. In stages 1 and 2 the light is dim and nearly even; in stages 3 and 4 a few of "
+    "the 8 by 8 squares are bright and most are dark."))
 
 # %% [markdown]
-# One row per query, marked by the cross; one column per stage, heads averaged. Every map is made of
-# the same 8 × 8 squares, because in every stage a key stands for 32 × 32 pixels. Stages 1 and 2:
-# nearly even light. Stages 3 and 4: some squares are preferred. Now compare the two rows. Where they
-# differ, the query has a say in what it looks at; where they are alike, all queries look at the same
-# few places.
+# One row per query, marked by the cross; one column per stage. Every map is made of the same 8 × 8
+# squares, because in every stage a key stands for 32 × 32 pixels. Stages 1 and 2: dim and nearly
+# even. Stages 3 and 4: a few squares stand out. Now compare the two rows. Where they differ, the
+# query has a say in what it looks at. Where they are alike, all queries take from the same few
+# places: after a minute of training a head has often found something worth telling everybody, and
+# not yet how to answer each one differently.
 #
-# Heads differ too. The eight heads of stage 4, for the query in the middle:
+# Heads differ too. The eight heads of stage 4, for the first query:
 
 # %% tags=["nbval-ignore-output"]
-panels = [lit(attention_of(model, 4, (128, 128), head)) for head in range(8)]
-fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.8,
-                interpolation="auto")
+panels = [lit(weights) for weights in heads_of(model, 4, (70, 128))]
+fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85, **light)
 show.figure(fig, alt=(
-    "The scene lit by the attention of one query in each of the eight heads of stage 4: in some heads "
-    "a few squares are bright, in others the light is nearly even."))
+    "The scene lit by the attention of one query in each of the eight heads of stage 4. In some "
+    "heads a few squares are bright, in others the light is nearly even."))
 
 # %% [markdown]
-# Each head has its own queries and keys, 32 numbers each. One softmax can share out its weight in one
-# way only, eight can do it in eight. After so short a training some heads have begun to choose and
-# others hardly at all; that each finds a subject of its own takes much longer.
+# Each head has its own queries and keys, 32 numbers each. One softmax can share out its weight in
+# one way only, eight can do it in eight. Some heads have begun to choose, others hardly at all.
 #
 # Be careful with such pictures. They say which places a query *takes from*. They do not say that the
 # final mask depends on these places: the values still pass through other blocks, and the residual
@@ -965,8 +977,9 @@ from ipywidgets import IntSlider, interact
 
 def try_query(row, column, stage, head):
     head = min(head, (1, 2, 5, 8)[stage - 1] - 1)
-    panels = [scene, lit(attention_of(model, stage, (row, column), head))]
-    fig = show.grid(panels, ["the query", f"stage {stage}, head {head}"], cell=2.6, interpolation="auto")
+    panels = [scene, lit(heads_of(model, stage, (row, column))[head])]
+    titles = ["the query", f"stage {stage}, head {head}"]
+    fig = show.grid(panels, titles, cell=2.6, **light)
     mark(fig.axes[0], (row, column))
     show.figure(fig, alt=f"A scene with a query, and the scene lit by stage {stage}, head {head}.")
 
@@ -1033,7 +1046,9 @@ checks.softmax_attention(my_attention)
 # </details>
 
 # %% tags=["exercise"]
-def my_reduce(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int) -> torch.Tensor:
+def my_reduce(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, stride: int
+) -> torch.Tensor:
     """x: (B, H, W, C), weight: (D, C, s, s), bias: (D,) -> (B, H // s, W // s, D)."""
     # SOLUTION
     b, height, width, c = x.shape

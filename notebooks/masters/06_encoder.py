@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # **What you build.** `Encoder`, the whole Mix Transformer (MiT), out of the three parts that you
-# know: patch embedding, efficient attention, Mix-FFN. Twenty-five lines. At the end it carries the
+# know: patch embedding, efficient attention, Mix-FFN. About thirty lines. At the end it carries the
 # weights of the package's encoder and gives its four feature maps, number for number.
 #
 # **What you learn.**
@@ -186,10 +186,10 @@ axes[0].set(yscale="log", xlabel="blocks", ylabel="size of the tokens")
 axes[1].set(xlabel="blocks", ylabel="likeness to the start", ylim=(-0.05, 1))
 axes[0].legend()
 show.figure(fig, alt=(
-    "Two panels over 40 blocks. Left, size of the tokens on a logarithmic axis: without a norm it "
-    "rises in a nearly straight line into the thousands, with pre-norm it bends and stays under "
-    "ten, with post-norm it is flat at one. Right, likeness to the tokens at the start: post-norm "
-    "and no norm fall to about zero within 20 blocks, pre-norm falls slowly and keeps some."))
+    "Two panels over 40 blocks. Left, size of the tokens on a logarithmic axis: without a norm "
+    "it rises in a nearly straight line into the thousands, with pre-norm it bends and stays "
+    "under ten, with post-norm it is flat at one. Right, likeness to the tokens at the start: "
+    "post-norm and no norm fall to about zero within 20 blocks, pre-norm keeps some."))
 
 # %%
 for name, (sizes, likeness) in stacks.items():
@@ -277,7 +277,7 @@ show.figure(fig, alt=(
 # two rows are alike: each picture trains another, shallower network out of the same weights.
 #
 # Drop path is not dropout. Dropout zeroes single numbers, drop path a whole branch for a whole
-# picture. SegFormer's blocks use no dropout.
+# picture. The released encoder uses no dropout.
 
 # %% [markdown]
 # ## From blocks to a stage
@@ -301,8 +301,8 @@ def draw_row(ax, y, stages, x=2):
             ax.text(x + WIDTHS[name] / 2, y + 4, name, ha="center", va="center", fontsize=7.5)
             x += WIDTHS[name] + 1
         if len(parts) > 1:
-            frame = plt.Rectangle((start - 1.5, y - 1.5), x - start + 2, 11, fc="none", ec="#AAAAAA", ls="--")
-            ax.add_patch(frame)
+            corner, width = (start - 1.5, y - 1.5), x - start + 2
+            ax.add_patch(plt.Rectangle(corner, width, 11, fc="none", ec="#AAAAAA", ls="--"))
         x += 4
     ax.text(x, y + 3, "…", fontsize=12)
 
@@ -326,7 +326,8 @@ show.figure(fig, alt=(
 literal = [4 * 2 ** (stage + 1) for stage in range(4)]  # by 4, then a merging by 2 in each stage
 by_code = [4 * 2**stage for stage in range(4)]
 in_the_text = [2 ** (stage + 1) for stage in range(1, 5)]  # section 3.1: F_i is H / 2^(i+1) high
-for name, shares in {"figure, literally": literal, "code": by_code, "section 3.1": in_the_text}.items():
+rows = {"figure, literally": literal, "code": by_code, "section 3.1": in_the_text}
+for name, shares in rows.items():
     print(f"{name:<18} F1 to F4 at", ", ".join(f"1/{n}" for n in shares))
 
 # %% [markdown]
@@ -537,7 +538,7 @@ def count(variant, expansions=(4, 4, 4, 4), depths=None):
 print("E = 8, 8, 4, 4 in B0:", f"{count('b0', (8, 8, 4, 4)):,}", "| E = 4:", f"{count('b0'):,}")
 for variant, stage_3, printed in [("b2", 6, 24.2), ("b3", 18, 44.0)]:
     three, four = (count(variant, depths=(3, second, stage_3, 3)) / 1e6 for second in (3, 4))
-    print(f"{variant}: L2 = 3 gives {three:.1f} M, L2 = 4 gives {four:.1f} M; Table 1a: {printed} M")
+    print(f"{variant}: L2 = 3 gives {three:.1f} M, L2 = 4 {four:.1f} M; Table 1a: {printed} M")
 
 # %% [markdown]
 # The paper's own Table 1a decides for $L_2 = 4$ (B3's 44.07 M is printed as 44.0). And $E$? With $E
@@ -554,7 +555,7 @@ for variant, printed in TABLE_7.items():
     assert abs((as_is if variant == "b5" else wide) - printed) < 0.05
 
 # %% [markdown]
-# Table 7 is the middle column for B0 to B4, and the left one for B5, exactly as Table 6 prints $E$.
+# Table 7 is the column $E = 8, 8, 4, 4$ for B0 to B4 and $E = 4$ for B5, exactly as Table 6 prints.
 # So the two tables agree with each other, and not with the released weights. The same six counts
 # stand in the model list of PVTv2, a sister network with the same block, which does use $E = 8, 8,
 # 4, 4$ (and 4 in its B5). The often quoted "MiT-B0: 3.7 M parameters, 70.5 % on ImageNet" is
@@ -753,9 +754,9 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # Right: with 0.02 everywhere the Mix-FFN wakes up, and is still several times weaker at the end.
-# Left: the loss tells the two apart only a little. In the first steps most is learned by the
-# decoder and the embeddings, which both networks have; the depth-wise convolution has to wait for
-# its turn.
+# Left: the loss tells the two apart only a little. Decoder, embeddings and attention start nearly
+# alike in both networks and can learn from the first step; the depth-wise convolution has to wait
+# for its turn.
 #
 # What follows from it, and what doesn't: a start like this costs something at the beginning of a
 # training *from scratch*. Sixty steps say nothing about the end of a long one. And whoever loads
@@ -920,13 +921,15 @@ from ipywidgets import Dropdown, IntSlider, interact
 
 
 def try_channel(stage, number, name):
+    """One channel, large."""
     title = f"{name}: stage {stage}, channel {number}"
     fig = show.grid([channel(stage, number, name)], [title], cell=3.2, cmap="cividis")
     show.figure(fig, alt=f"A map of light and dark squares, {title}.")
 
 
 _ = interact(try_channel, stage=IntSlider(2, 1, 4, continuous_update=False),
-             number=IntSlider(0, 0, 31, continuous_update=False), name=Dropdown(options=list(images)))
+             number=IntSlider(0, 0, 31, continuous_update=False),
+             name=Dropdown(options=list(images)))
 
 # %% [markdown]
 # ## What matters: width, and all four stages
@@ -985,7 +988,8 @@ def verdict(table, name, other):
 
 if path.exists():
     means = ", ".join(f"{name} {mean:.2f}" for name, (mean, _) in table.mean_sd().items())
-    show.figure(table.figure(), alt=f"Bars of the mean validation mIoU with a dot for each seed: {means}.")
+    alt = f"Bars of the mean validation mIoU, a dot for each seed: {means}."
+    show.figure(table.figure(), alt)
     baseline, wider, last = table.results
     verdict(table, wider, baseline)
     verdict(table, baseline, last)
