@@ -5,6 +5,7 @@ Bad input is one clear line and exit status 2; what came out and how to go on is
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return _complain("stopped; training goes on from its last checkpoint with train --resume FOLDER", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the very end: Python flushes it there)
+        return 0
     except torch.OutOfMemoryError:
         return _complain("the GPU's memory is full: use a smaller --batch-size or --size")
     except (ValueError, OSError) as error:

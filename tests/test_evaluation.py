@@ -78,20 +78,34 @@ def test_boundary_distance_is_two_percent_of_the_diagonal(side, d):
 
 
 def test_connected_components_are_4_connected():
-    mask = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
+    mask = np.array([[1, 1, 0, 1], [0, 1, 0, 1], [1, 0, 0, 0], [1, 0, 1, 1]], dtype=bool)
     regions = metrics.connected_components(mask)
-    assert regions.max() == 4 and torch.equal(regions > 0, mask)
+    assert regions.max() == 4 and np.array_equal(regions > 0, mask)
     assert regions[0, 0] == regions[1, 1] != regions[2, 0]
-    assert metrics.connected_components(torch.ones(5, 7, dtype=torch.bool)).unique().tolist() == [1]
-    assert metrics.connected_components(torch.zeros(5, 7, dtype=torch.bool)).unique().tolist() == [0]
+    assert np.unique(metrics.connected_components(np.ones((5, 7), bool))).tolist() == [1]
+    assert np.unique(metrics.connected_components(np.zeros((5, 7), bool))).tolist() == [0]
 
 
 def test_connected_components_follow_a_spiral():
-    mask = torch.ones(41, 41, dtype=torch.bool)
+    mask = np.ones((41, 41), bool)
     for k in range(1, 20, 2):  # rings, each cut open at one place
         mask[k, k:41 - k] = mask[40 - k, k:41 - k] = mask[k:41 - k, k] = mask[k:41 - k, 40 - k] = False
         mask[k, k + 1] = True
     assert metrics.connected_components(mask).max() == 1
+
+
+def test_connected_components_agree_with_a_flood_fill():
+    mask = np.random.default_rng(0).random((40, 50)) < 0.6
+    regions = metrics.connected_components(mask)
+    for number in range(1, regions.max() + 1):
+        seen = set()
+        waiting = [tuple(np.argwhere(regions == number)[0])]
+        while waiting:
+            y, x = waiting.pop()
+            if 0 <= y < 40 and 0 <= x < 50 and mask[y, x] and (y, x) not in seen:
+                seen.add((y, x))
+                waiting += [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+        assert seen == set(map(tuple, np.argwhere(regions == number)))
 
 
 def test_size_counts_bin_regions_and_count_found_ones():

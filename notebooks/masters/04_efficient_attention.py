@@ -394,7 +394,7 @@ def paint(side, stage, merge, keys):
 settings = [("squares", 1), ("strips", 1), ("strips", 2), ("strips", 3)]
 fig = show.grid([paint(256, stage, merge, keys=(10, 29, 52)) for merge, stage in settings],
                 ["squares, all stages", *(f"strips, stage {stage}" for stage in (1, 2, 3))],
-                cell=1.75, interpolation="auto")
+                cell=1.65, interpolation="auto")
 show.figure(fig, alt=(
     "The photograph at 256 pixels in grey, four times, with keys 10, 29 and 52 in red, blue and "
     "green. Squares: each key is a square of 32 by 32 pixels. Strips: in stage 1 each key is a line "
@@ -438,7 +438,7 @@ for side in (128, 256, 512):
 # %%
 sides = (128, 224, 256, 512)
 fig = show.grid([paint(side, 1, "strips", keys=(side // 32, side // 16 + 3)) for side in sides],
-                [f"{side} px" for side in sides], cell=1.6, interpolation="auto")
+                [f"{side} px" for side in sides], cell=1.5, interpolation="auto")
 show.figure(fig, alt=(
     "Two strips of stage 1 in the photograph at four sizes. At 128 pixels each is two full lines "
     "of tokens. At 224 pixels each is one line and one seventh of a line beside it, begun at "
@@ -936,7 +936,7 @@ for pixel in [(70, 128), (170, 190)]:
         panels.append(lit(maps[sharpest]))
         titles.append(f"stage {stage}, head {sharpest}")
 light = {"interpolation": "auto", "cmap": "gray", "vmin": 0, "vmax": 0.8}
-fig = show.grid(panels, titles, columns=5, cell=1.35, **light)
+fig = show.grid(panels, titles, columns=5, cell=1.2, **light)
 for ax, pixel in zip(fig.axes[::5], [(70, 128), (170, 190)]):
     mark(ax, pixel)
 show.figure(fig, alt=(
@@ -956,7 +956,7 @@ show.figure(fig, alt=(
 
 # %% tags=["nbval-ignore-output"]
 panels = [lit(weights) for weights in heads_of(model, 4, (70, 128))]
-fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.85, **light)
+fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.78, **light)
 show.figure(fig, alt=(
     "The scene lit by the attention of one query in each of the eight heads of stage 4. In some "
     "heads a few squares are bright, in others the light is nearly even."))

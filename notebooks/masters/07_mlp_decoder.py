@@ -1015,9 +1015,9 @@ with torch.no_grad():
 # %% [markdown]
 # With batch norm what the network says of one picture depends on its neighbours in the batch, much
 # so if the batch is small. With group norm it does not. That is a good reason for group norm when
-# only two or four pictures fit into memory, and the reason why the original used a batch norm
-# *synchronised* between its GPUs. In evaluation batch norm uses the means it has collected, and the
-# dependence is gone.
+# only two or four pictures fit into memory. (The original has a batch norm *synchronised* between its
+# GPUs, so that the batch it sees is not small.) In evaluation batch norm uses the means it has
+# collected, and the dependence is gone.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -1241,7 +1241,8 @@ for variant, width in (("b0", 256), ("b2", 768)):
 # - **The order of the stack** is not in the paper. Released code and transformers have
 #   [F4, F3, F2, F1], mmsegmentation and the report [F1, F2, F3, F4]. The weights differ accordingly.
 # - **mmsegmentation** has $C = 256$ for *all* of B0 to B5, and a batch norm and ReLU on every level
-#   before the upsampling. Its decoder cannot be folded: the ReLU stands in the way.
+#   before the upsampling. There the two matrices of a level cannot become one, a ReLU stands between
+#   them; the slices of the fusing matrix could still run at the small size.
 # - **transformers** drops single numbers (`nn.Dropout`) where the released code drops whole
 #   channels (`nn.Dropout2d`). In evaluation there is no difference.
 # - **segmentation_models_pytorch** has no dropout here, $C = 256$ for every encoder, and enlarges
@@ -1354,11 +1355,12 @@ for name, blocks in (("package", {}), ("own", {"attention": MyAttention, "ffn": 
 # %%
 guessing = np.log(11)  # the loss of a network that finds all eleven classes equally likely
 assert all(run.history[-1]["loss"] < guessing for run in runs.values())
-print("both learn")
+print("both are better than a guess")
 
 # %% [markdown]
-# Your own network trains. Which of the two is better cannot be said after a minute and one seed;
-# `sl.compare` with several seeds and more steps is how one finds out.
+# Your own network trains. The mIoU is still low: in a hundred steps a network learns how common each
+# class is, and little else. Which of the two is better cannot be said from that, nor from one seed.
+# `sl.compare` with more steps and several seeds is how one finds out.
 
 # %% [markdown]
 # ## Next
