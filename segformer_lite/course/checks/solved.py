@@ -25,6 +25,7 @@ def remembered(check):
 
     @functools.wraps(check)
     def checked(*args, **kwargs) -> None:
+        __tracebackhide__ = True  # IPython leaves this frame out: it tells a learner nothing
         check(*args, **kwargs)
         note(check.__name__)
 
