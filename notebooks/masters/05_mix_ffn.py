@@ -545,7 +545,7 @@ def try_padding(patch_embed, mix_ffn, stage):
                          f"{mix_ffn} in Mix-FFN.")
 
 
-_ = interact(try_padding, patch_embed=paddings, mix_ffn=paddings,
+_ = interact(try_padding, patch_embed=list(paddings), mix_ffn=list(paddings),
              stage=IntSlider(4, 1, 4, continuous_update=False))
 
 # %% [markdown]
@@ -663,69 +663,6 @@ for size in (96, 192):
 # So Mix-FFN's position does not survive a change of size untouched. But it fails gently: near the
 # border everything is as it was, and far from it the network says "somewhere inside". A stretched
 # table is wrong *everywhere*. That fits the −0.7 against −3.3 of Table 1c: less of a loss, not none.
-
-# %% [markdown]
-# ## Table 1c in small
-#
-# Does it matter for a mask? The same question as in the paper, on the synthetic sample and at a
-# hundredth of the cost: four networks, each trained on crops of 64 pixels out of pictures of 128,
-# and validated twice on the same pixels: in four windows of 64, as trained, and whole.
-#
-# - **Mix-FFN**: the released MiT-B0.
-# - **table**: a plain MLP in place of Mix-FFN, and a table of positions in every stage.
-# - **neither**: the plain MLP and no table. What is left then?
-# - **Mix-FFN, circular padding**: the convolution is there, the leak is closed.
-#
-# It trains with `sl.compare`, for some minutes, so its results lie in `docs/results` too.
-#
-# <details>
-# <summary><b>Predict, then look.</b> Which step makes the largest difference to the
-# masks?</summary>
-#
-# - A. From neither to the table: position is what a plain MLP lacks.
-# - B. From neither to Mix-FFN with circular padding: looking at the neighbours.
-# - C. From circular to zero padding in Mix-FFN: position again.
-#
-# </details>
-
-# %%
-small = json.loads((results / "position-table.json").read_text())
-print(small["command"], "|", small["settings"]["steps"], "steps,", small["seeds"], "seeds")
-runs = small["miou_by_seed"]
-
-
-def both_ways(name):
-    """(seeds, 2): mIoU in windows and whole, in percent."""
-    return 100 * np.array([[run["windows"], run["whole"]] for run in runs[name]])
-
-
-print(" " * 28, "windows      whole        change")
-for name in runs:
-    values = both_ways(name)
-    values = np.column_stack([values, values[:, 1] - values[:, 0]])
-    cells = [f"{m:5.1f} ± {s:.1f}" for m, s in zip(values.mean(0), values.std(0, ddof=1))]
-    print(f"{name:28s}", "  ".join(cells))
-
-# %%
-TEXT_OF_TABLE = None
-
-# %% [markdown]
-# ### Where on the picture?
-#
-# If zeros at the border tell something, it might show *near the border*. The mean IoU of the pixels
-# in bands around the border, whole pictures, zero against circular padding:
-
-# %%
-edges = small["edges_px"]
-middles = np.convolve(edges, [0.5, 0.5], "valid")
-fig, ax = plt.subplots(figsize=(5.5, 2.6))
-for (name, label), style in zip([("Mix-FFN", "zeros"), ("Mix-FFN, circular padding", "circular")],
-                                ["o-", "s--"]):
-    bands = 100 * np.array([run["by_border_distance"] for run in runs[name]])
-    ax.errorbar(middles, bands.mean(0), bands.std(0, ddof=1), fmt=style, label=label, capsize=3)
-ax.set(xlabel="pixels from the border", ylabel="mIoU of the band, percent")
-ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-show.figure(fig, alt="TODO")
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

@@ -879,13 +879,13 @@ def due_to_class(model, pictures, labels):
 unseen = [cut(*sl.data.resize_short_side(*val_set[i], 96)) for i in range(48)]
 columns = [torch.stack([item.as_subclass(torch.Tensor) for item in c]) for c in zip(*unseen)]
 before, after = due_to_class(fresh, *columns), due_to_class(trained, *columns)
-print("random weights ", " ".join(f"F{i} {share:.0%}" for i, share in enumerate(before, 1)))
-print("some training  ", " ".join(f"F{i} {share:.0%}" for i, share in enumerate(after, 1)))
-assert session.quick or all(b < a < 0.15 for b, a in zip(before, after))
+print("random weights ", " ".join(f"F{i} {share:.1%}" for i, share in enumerate(before, 1)))
+print("some training  ", " ".join(f"F{i} {share:.1%}" for i, share in enumerate(after, 1)))
+assert max(after) < 0.15 and (session.quick or after[3] > before[3])
 
 # %% [markdown]
-# **A.** Training raises the share in every map, most of all in the last; and still nearly all that
-# the tokens differ in is something else: brightness, colour, the place in the frame.
+# **A.** Training raises the share, most of all in the last map; and still nearly all that the tokens
+# differ in is something else: brightness, colour, the place in the frame.
 #
 # *Why the pictures don't show it.* PCA paints the *strongest* directions. What the network has
 # learned sits in weaker ones, and the decoder finds those because it is trained to. A picture of

@@ -893,21 +893,26 @@ show.figure(fig, alt=(
 
 # %%
 first_of = {patient: ct.patients.index(patient) for patient in dict.fromkeys(ct.patients)}
-chosen = [i + 11 for i in list(first_of.values())[:5]]
-means = [ct[i][0].float().mean().item() for i in chosen]
-fig = show.grid([ct[i][0] for i in chosen], [f"mean {m:.0f}" for m in means], columns=5, cell=0.95,
+starts = [list(first_of.values())[k] for k in (0, 1, 2, 3, 5)]
+pictures = [ct[start + 11][0] for start in starts]
+titles = [f"mean {picture.float().mean():.0f}" for picture in pictures]
+seen = torch.stack([ct[starts[-1] + i][0][0] for i in range(27)]).amax(0) > 4  # ever, in 27 slices
+fig = show.grid([*pictures, seen], [*titles, "5th: ever above 4"], columns=6, cell=0.95, cmap="gray",
                 interpolation="auto")
 show.figure(fig, alt=(
-    "Five drawn patients at about the same height. Some are dark, some bright, some have arms "
-    "beside the chest, and in some the picture is a disc on black."))
+    "Five drawn patients at about the same height. Some are dark, some bright, and some have arms "
+    "beside the chest. A sixth panel shows where the fifth patient's slices are ever brighter than "
+    "4: in a disc that touches the four sides of the picture."))
 
 # %% [markdown]
 # Brightness differs between patients, but hardly within one: it is a *signature*. A network has to
-# learn not to rely on it (photometric distortion helps), and a careless test rewards relying on it,
-# as the next section shows. In some pictures the corners are black: a **circular field of view**,
-# beyond which the scanner saw nothing. The masks say background there, and so does the package.
-# Calling it 255 would be defensible too. It would change a score by next to nothing, because no
-# network gets those corners wrong.
+# learn not to rely on it (photometric distortion helps), and a test on the same patients would reward
+# relying on it.
+#
+# The last panel shows something that the eye overlooks on black: a **circular field of view**. Beyond
+# the disc the scanner saw nothing, and the value is exactly 0 in every slice. The masks say
+# background there, and so does the package. Calling it 255 would be defensible too; it would hardly
+# change a score, because black corners are easily told from lungs.
 
 # %% [markdown]
 # ## The leak between neighbours
@@ -916,8 +921,8 @@ show.figure(fig, alt=(
 # test has its neighbour in training. How good does a method look that understands *nothing*?
 #
 # Take the dumbest method there is: **for each slice find the most similar other slice, and copy its
-# mask.** Similar means: smallest difference of the pictures, shrunk to 32 × 32 pixels. Nothing is
-# trained.
+# mask.** Similar means: smallest difference of the pictures, shrunk to 32 × 32 pixels and brought
+# to the same mean and contrast. Nothing is trained.
 #
 # Two rules. *By slice*: any other slice may be copied, as after a random split. *By patient*: only
 # slices of other patients may be.
@@ -1009,7 +1014,7 @@ show.figure(fig, alt=(
 # %% [markdown]
 # Yes. By slice (solid) the score hangs on the spacing; by patient (dashed) the spacing hardly
 # matters. Far to the right the solid line even falls below: the most similar picture is still one of
-# the same patient, whose brightness and outline give it away, but it was cut at another height.
+# the same patient, whose outline gives it away, but it was cut at another height.
 #
 # Our phantom is cut into at most 27 slices from neck to belly. A real scan of 30 centimetres in steps
 # of 1 to 5 millimetres has 60 to 300, so its neighbours are closer still, and the leak is larger.
