@@ -897,7 +897,7 @@ starts = [list(first_of.values())[k] for k in (0, 1, 2, 3, 5)]
 pictures = [ct[start + 11][0] for start in starts]
 titles = [f"mean {picture.float().mean():.0f}" for picture in pictures]
 seen = torch.stack([ct[starts[-1] + i][0][0] for i in range(27)]).amax(0) > 4  # ever, in 27 slices
-fig = show.grid([*pictures, seen], [*titles, "5th: ever above 4"], columns=6, cell=0.95, cmap="gray",
+fig = show.grid([*pictures, seen], [*titles, "ever above 4"], columns=6, cell=0.95, cmap="gray",
                 interpolation="auto")
 show.figure(fig, alt=(
     "Five drawn patients at about the same height. Some are dark, some bright, and some have arms "
