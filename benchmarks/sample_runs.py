@@ -1,8 +1,8 @@
 """What a two-minute run reaches on both samples, three seeds each, beside two baselines that look at no shape.
 
-    python benchmarks/sample_runs.py            about 15 minutes on two CPU cores
+    python benchmarks/sample_runs.py            about 20 minutes on two CPU cores
 
-Writes docs/results/sample-runs.json and the picture docs/results/sample-coco.png. Baselines: "majority" answers the most
+Writes docs/results/sample-runs.json and a picture of each sample beside it. Baselines: "majority" answers the most
 frequent class everywhere; "colour" looks each pixel's colour up in a table of 16 x 16 x 16 colours that holds the
 most frequent class of the training pixels of that colour.
 """

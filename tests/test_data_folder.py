@@ -136,16 +136,18 @@ def test_open_dataset_recognises_layouts(pets, tmp_path):
 
 def test_names_stand_for_folders_of_the_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGFORMER_LITE_DATA", str(tmp_path / "here"))
-    for name, kind in (("coco", "coco"), ("chest_ct", "chest-ct")):
-        with pytest.raises(
-            FileNotFoundError, match=f"here/{name} is no folder.*`segformer-lite data {kind}`"
-        ):
+    for name in ("coco", "chest_ct"):
+        with pytest.raises(FileNotFoundError, match=f"here/{name} does not exist: data/README.md"):
             open_dataset(name)
     write_folder(tmp_path / "here" / "coco")
     assert len(open_dataset("coco")) == 8
     monkeypatch.delenv("SEGFORMER_LITE_DATA")
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "data" / "chest_ct", count=5)
+    assert len(open_dataset("chest_ct")) == 4
+    (tmp_path / "course.py").touch()  # the course's folder is found from below too
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
     assert len(open_dataset("chest_ct")) == 4
 
 

@@ -327,8 +327,8 @@ show.figure(fig, alt=(
 # %% [markdown]
 # Bright: the answer in the middle depends strongly on that pixel. The scale goes down by powers of
 # ten, and the titles say how much of the picture holds half of the whole. An untrained network
-# looks everywhere a little; in this short run training has drawn its gaze together. Later chapters explain how such maps are made, why they reach so far, and how they differ
-# between networks.
+# looks everywhere a little; in this short run training has drawn its gaze together. Later chapters
+# explain how such maps are made, why they reach so far, and how they differ between networks.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -494,4 +494,5 @@ print("IoU per class", values.round(3))
 # %% [markdown]
 # ## Next
 #
-# Chapter 03, patch embedding, opens the first box: how a picture becomes tokens.
+# Chapter 03, patch embedding, opens the first box: how a picture becomes tokens. To see at any time
+# which exercises you have solved: `checks.progress()`.

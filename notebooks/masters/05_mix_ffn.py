@@ -495,8 +495,8 @@ print("Mix-FFN / stream:", " ".join(f"{s:.3f}" for s in strengths(fresh_encoder(
 
 # %% [markdown]
 # At the beginning Mix-FFN whispers: what it adds in stage 1 is a fiftieth of what it is added to, and
-# in stage 4 about a seventh. So its leak is faint, too. That says something about the *start* of training. What the network makes of
-# it is another question; it comes below.
+# in stage 4 about a seventh. So its leak is faint, too. That says something about the *start* of
+# training. What the network makes of it is another question; it comes below.
 
 # %% [markdown]
 # ### Where it leaks in
@@ -563,12 +563,12 @@ _ = interact(try_padding, patch_embed=list(paddings), mix_ffn=list(paddings),
 from segformer_lite.analysis import readout_r2, train_readout
 from segformer_lite.models import MixTransformer
 
-scores = {}
+readouts, scores = {}, {}
 for mode in ("zeros", "circular"):
     torch.manual_seed(0)
     tiny = set_padding(MixTransformer((16, 32, 40, 64), depths=(1, 1, 1, 1)), mode)
-    readout = train_readout(tiny, size=64, steps=40 if session.quick else 150, batch_size=8)
-    scores[mode] = readout_r2(readout, size=64)
+    readouts[mode] = train_readout(tiny, size=64, steps=40 if session.quick else 150, batch_size=8)
+    scores[mode] = readout_r2(readouts[mode], size=64)
     print(f"{mode:10s} R² of stages 1 to 4:", " ".join(f"{s:.2f}" for s in scores[mode]))
 
 # %%
@@ -657,12 +657,40 @@ for size in (96, 192):
 # %% [markdown]
 # It fits. The network has learned a *ruler that starts at the border and counts tokens*. That also
 # explains the right half of the figure: at twice the size the same two tokens are a smaller part of
-# the map. In stages 3 and 4 the ruler was long enough for a picture of 96 pixels; in one of 192 the
-# middle lies beyond its end.
+# the map.
 #
-# So Mix-FFN's position does not survive a change of size untouched. But it fails gently: near the
-# border everything is as it was, and far from it the network says "somewhere inside". A stretched
-# table is wrong *everywhere*. That fits the −0.7 against −3.3 of Table 1c: less of a loss, not none.
+# In the later stages the ruler is longer. Ask the network trained above (zeros, pictures of 64
+# pixels) which $y$ it names in stage 3, row by row, and then give it pictures of 128 pixels:
+
+# %% tags=["nbval-ignore-output"]
+fig, ax = plt.subplots(figsize=(5.5, 2.4))
+named = {}
+for size, style in [(64, "o-"), (128, "s--")]:
+    with torch.no_grad():
+        places = readouts["zeros"](torch.randn(16, 3, size, size))[2]  # stage 3: (B, 2, H, W)
+    named[size] = places[:, 0].mean((0, 2))  # y, mean over pictures and columns
+    ax.plot(np.linspace(-1, 1, len(named[size])), named[size], style, label=f"{size} px")
+ax.set(xlabel="row, from the upper border (-1) to the lower (1)", ylabel="y that it names")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+show.figure(fig, alt=(
+    "The named y against the row of tokens in stage 3. At 64 pixels four rows rise in a straight "
+    "line. At 128 pixels the first two and the last of eight rows are named as at 64 pixels, and "
+    "all rows in between get the same value."))
+
+# %%
+small, large = named[64], named[128]
+assert abs(large[0] - small[0]) < 0.2 and abs(large[-1] - small[-1]) < 0.2
+assert large[3:6].std() < 0.1
+print("rows at the border: named as at 64 px; rows in the middle: all named alike")
+
+# %% [markdown]
+# Solid: four rows, named as they lie. Dashed: eight rows. The first ones say exactly what the first
+# ones said in training, the last one what the last one said. In between the ruler does not reach,
+# and all rows say the same: "somewhere inside".
+#
+# So the position that comes from padding does not survive a change of size untouched. But it fails
+# gently: near the border it stays as it was, in the middle it is blank. A stretched table changes
+# under *every* token. That fits the −0.7 against −3.3 of Table 1c: less of a loss, not none.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

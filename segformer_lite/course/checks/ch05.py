@@ -6,7 +6,7 @@ from torch import nn
 
 from ...analysis.position import position_spread
 from ...models import MixFFN, SegFormer
-from ...models.variants import FullConvFFN, MLPFFN
+from ...models.variants import MLPFFN, FullConvFFN
 from .expect import same, true
 
 
