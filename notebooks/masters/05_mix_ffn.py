@@ -669,13 +669,13 @@ for size, style in [(64, "o-"), (128, "s--")]:
     with torch.no_grad():
         places = readouts["zeros"](torch.randn(16, 3, size, size))[2]  # stage 3: (B, 2, H, W)
     named[size] = places[:, 0].mean((0, 2))  # y, mean over pictures and columns
-    ax.plot(np.linspace(-1, 1, len(named[size])), named[size], style, label=f"{size} px")
-ax.set(xlabel="row, from the upper border (-1) to the lower (1)", ylabel="y that it names")
+    ax.plot(range(1, len(named[size]) + 1), named[size], style, label=f"{size} px")
+ax.set(xlabel="row of tokens, from the upper border", ylabel="y that it names")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "The named y against the row of tokens in stage 3. At 64 pixels four rows rise in a straight "
-    "line. At 128 pixels the first two and the last of eight rows are named as at 64 pixels, and "
-    "all rows in between get the same value."))
+    "line. At 128 pixels the first rows of eight follow the same line, the rows after them all get "
+    "the same value, and the last row gets the value of the last row at 64 pixels."))
 
 # %%
 small, large = named[64], named[128]
@@ -684,9 +684,10 @@ assert large[3:6].std() < 0.1
 print("rows at the border: named as at 64 px; rows in the middle: all named alike")
 
 # %% [markdown]
-# Solid: four rows, named as they lie. Dashed: eight rows. The first ones say exactly what the first
-# ones said in training, the last one what the last one said. In between the ruler does not reach,
-# and all rows say the same: "somewhere inside".
+# Solid: four rows, named as they lie. Dashed: eight rows. The first ones say what the first ones said
+# in training, although they now lie closer to the border than their names claim; the last one says
+# what the last one said. In between the ruler does not reach, and all rows say the same: "somewhere
+# inside".
 #
 # So the position that comes from padding does not survive a change of size untouched. But it fails
 # gently: near the border it stays as it was, in the middle it is blank. A stretched table changes
