@@ -1,4 +1,4 @@
-"""What a two-minute run reaches on both samples, three seeds each, beside two baselines that look at no shape.
+"""What a short run reaches on both samples, three seeds each, beside two baselines that look at no shape.
 
     python benchmarks/sample_runs.py            about 20 minutes on two CPU cores
 
