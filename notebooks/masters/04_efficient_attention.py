@@ -257,10 +257,10 @@ for side in (128, 256, 512, 1024):
 #
 # ### Which tokens does it merge?
 #
-# Take 4 × 4 tokens of a single channel. Each token is its own number, so one can follow it.
+# Take 4 × 8 tokens of a single channel. Each token is its own number, so one can follow it.
 
 # %%
-numbers = torch.arange(16).reshape(4, 4)  # (H, W), C = 1
+numbers = torch.arange(32).reshape(4, 8)  # (H, W), C = 1
 numbers
 
 # %% [markdown]
@@ -268,15 +268,15 @@ numbers
 # <summary><b>Predict, then run.</b> R = 4. Which four tokens does Reshape(N/R, C·R) put into the
 # first row?</summary>
 #
-# - A. 0, 1, 4, 5: the upper left square.
-# - B. 0, 1, 2, 3: the upper row.
-# - C. 0, 4, 8, 12: the left column.
+# - A. 0, 1, 8, 9: the upper left square.
+# - B. 0, 1, 2, 3: the left half of the upper row.
+# - C. 0, 8, 16, 24: the left column.
 #
 # </details>
 
 # %%
 R = 4
-numbers.reshape(16 // R, 1 * R)
+numbers.reshape(32 // R, 1 * R)  # (N / R, C * R)
 
 # %% [markdown]
 # **B.** *Why?* A list of tokens holds the map row by row, like the lines of a page. `reshape` counts
@@ -285,11 +285,11 @@ numbers.reshape(16 // R, 1 * R)
 
 # %%
 s = 2  # the stride: R = s * s
-squares = numbers.reshape(4 // s, s, 4 // s, s).permute(0, 2, 1, 3)  # (H', W', s, s)
+squares = numbers.reshape(4 // s, s, 8 // s, s).permute(0, 2, 1, 3)  # (H', W', s, s)
 squares.reshape(-1, s * s)
 
 # %% [markdown]
-# The first row is now 0, 1, 4, 5. The released code merges such squares, with a convolution whose
+# The first row is now 0, 1, 8, 9. The released code merges such squares, with a convolution whose
 # kernel and stride are $s$. It is called a *sequence reduction* either way. That both are the matrix
 # of equation 2, only on other tokens, can be shown by equality. Strips first: a linear map on strips
 # is a convolution with kernel $(1, R)$ and stride $(1, R)$.
@@ -365,8 +365,8 @@ def keys_of_tokens(height, width, stride, merge):
     return ids.masked_fill((row >= height // stride) | (column >= width // stride), -1)
 
 
-print(keys_of_tokens(4, 4, stride=2, merge="strips"))
-print(keys_of_tokens(4, 4, stride=2, merge="squares"))
+print(keys_of_tokens(4, 8, stride=2, merge="strips"))
+print(keys_of_tokens(4, 8, stride=2, merge="squares"))
 
 # %% [markdown]
 # Number of the key for each token, strips above, squares below. Now the same for real stages, laid
@@ -1223,7 +1223,7 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # ## What people ask
 #
 # **Where is the efficient attention in the code? It looks like plain multi-head attention.** It is
-# plain attention, on a shorter list. The only difference are the two lines that make `short`.
+# plain attention, on a shorter list. The only difference is in the lines that make `short`.
 #
 # **How does the output get back to $N$ tokens?** It never left. The queries are not shortened, and
 # the output has one row per query.
