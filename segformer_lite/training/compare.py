@@ -15,7 +15,8 @@ from .loop import train
 
 @dataclass
 class Comparison:
-    """`results`: name -> the summary (`Report.summary()`) of each seed's run, with its parameter count."""
+    """`results`: name -> the figures of each seed's run: `Report.summary()`, the recall of the pixels of small, medium
+    and large regions ("recall_small", ...; NaN where there are none), and the network's "parameters"."""
 
     results: dict[str, list[dict[str, float]]]
 
@@ -65,5 +66,6 @@ def compare(configs: dict[str, TrainConfig], seeds: int = 3, folder: str | Path 
             resume = place if (place / CHECKPOINT).exists() else None
             run = train(replace(config, seed=seed, folder=str(place)), resume, progress)
             parameters = sum(p.numel() for p in run.model.parameters())
-            results[name].append({**run.report.summary(), "parameters": parameters})
+            recalls = {f"recall_{size}": bin["recall"] for size, bin in run.report.per_size.items()}
+            results[name].append({**run.report.summary(), **recalls, "parameters": parameters})
     return Comparison(results)

@@ -84,7 +84,7 @@ class TrainConfig:
 
 
 PRESETS = {
-    # Two to three minutes on two CPU cores.
+    # About two and a half minutes on two CPU cores.
     "sample-coco": TrainConfig(data="sample-coco", size=96, augment="flip"),
     "sample-chest-ct": TrainConfig(data="sample-chest-ct", size=96, augment="flip"),
     # The report, section 4.1: 50,000 COCO images of 256 x 256 px, 100 epochs from scratch, PSPNet's augmentation.

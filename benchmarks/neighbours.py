@@ -1,0 +1,127 @@
+"""SegFormer-B0 and its neighbours, trained alike on both samples, beside two answers that look at no shape.
+
+    python benchmarks/neighbours.py            about two hours on two CPU cores
+    python benchmarks/neighbours.py --steps 20 --seeds 1 --out work/trial
+
+Every network gets the same pictures, batches, steps and seeds. Learning rates are each network's own: of three
+settings, the one with the best mIoU after a quarter of the steps, on the scenes, with a seed of its own. Writes
+neighbours.json and neighbours.png to docs/results, with parameters, multiply-accumulates and milliseconds of each
+network. Broken off, it goes on where it stopped: finished runs lie in runs/neighbours-<steps>.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torchvision
+from sample_runs import baselines
+
+import segformer_lite as sl
+from segformer_lite.analysis import macs, parameters
+from segformer_lite.show import COLOURS, use_style
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = ("fcn8s", "segnet", "unet", "pspnet", "deeplabv3plus", "setr", "segformer_b0")
+SETS = ("sample-coco", "sample-chest-ct")
+RATES = ((1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
+SEARCH_SEED = 100
+
+
+def choose_rates(steps: int, runs: Path) -> dict[str, tuple[float, float]]:
+    """The best of RATES for each network, by a quarter of the steps."""
+    chosen = {}
+    for network in NETWORKS:
+        scores = {}
+        for rate, times in RATES:
+            folder = runs / "rates" / network / f"{rate}x{times:g}"
+            config = sl.TrainConfig.preset(SETS[0], model=network, lr=rate, head_lr_mult=times, steps=steps // 4,
+                                           seed=SEARCH_SEED, folder=str(folder))
+            if not (folder / "report.json").exists():
+                sl.train(config, folder if (folder / "checkpoint.pt").exists() else None, sys.stderr.isatty())
+            scores[rate, times] = json.loads((folder / "report.json").read_text())["miou"]
+        chosen[network] = max(scores, key=scores.get)
+        print(network, {f"{r} x{t:g}": round(s, 3) for (r, t), s in scores.items()}, flush=True)
+    return chosen
+
+
+def milliseconds(size: int, repeats: int = 15) -> dict[str, float]:
+    """Median time of one picture through each network, float32; the networks take turns."""
+    networks = {name: sl.create_model(name, num_classes=9).eval() for name in NETWORKS}
+    x = torch.randn(1, 3, size, size)
+    times = {name: [] for name in networks}
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for name, network in networks.items():
+                began = time.perf_counter()
+                network(x)
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
+
+
+def draw(results: dict, path: Path) -> None:
+    """mIoU of every network on both sets: bar of the mean, a dot per seed, a line for the colour table."""
+    use_style()
+    fig, axes = plt.subplots(1, len(SETS), figsize=(8, 3), sharey=True)
+    for ax, name in zip(axes, SETS, strict=True):
+        rows = results["sets"][name]["rows"]
+        for y, network in enumerate(NETWORKS):
+            values = [run["miou"] for run in rows[network]]
+            colour = COLOURS["orange" if network == "segformer_b0" else "sky"]
+            ax.barh(y, statistics.mean(values), color=colour, height=0.6)
+            ax.plot(values, [y] * len(values), ".", color="#333333", markersize=4)
+        ax.axvline(rows["colour"][0]["miou"], color="#333333", linestyle="--", linewidth=1)
+        ax.set(title=name, xlabel="mIoU (dashed: colour table)", xlim=(0, None))
+    axes[0].set_yticks(range(len(NETWORKS)), NETWORKS)
+    axes[0].invert_yaxis()
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per network and set")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    args = parser.parse_args()
+
+    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / f"neighbours-{args.steps}"
+    rates = choose_rates(args.steps, runs)
+    sets, size = {}, sl.TrainConfig.preset(SETS[0]).size
+    costs = {name: {"parameters": parameters(model), "macs": macs(model, size)}
+             for name in NETWORKS for model in [sl.create_model(name, num_classes=9)]}
+    for name, ms in milliseconds(size).items():
+        costs[name]["ms"] = ms
+    for name in SETS:
+        common = sl.TrainConfig.preset(name, steps=args.steps)
+        configs = {network: replace(common, model=network, lr=rate, head_lr_mult=times)
+                   for network, (rate, times) in rates.items()}
+        table = sl.compare(configs, seeds=args.seeds, folder=runs / name, progress=sys.stderr.isatty())
+        print(name, table, sep="\n", flush=True)
+        sets[name] = {"settings": common.as_dict(), "rows": {**baselines(name), **table.results}}
+    content = {
+        "command": f"python benchmarks/neighbours.py --steps {args.steps} --seeds {args.seeds}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
+                     "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+        "device": "cuda" if torch.cuda.is_available() else "cpu", "size_px": size,
+        "rates": {name: {"lr": rate, "head_lr_mult": times} for name, (rate, times) in rates.items()},
+        "costs": costs, "sets": sets,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    target = args.out / "neighbours.json"
+    beside = target.with_suffix(".part")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(target)
+    draw(content, target.with_suffix(".png"))
+    print(f"written: {target.name} and {target.with_suffix('.png').name} in {args.out.name}")
+
+
+if __name__ == "__main__":
+    main()
