@@ -1,9 +1,13 @@
 """The networks. Nothing here imports anything but torch and this folder: each file can be taken as it is."""
 
 from .blocks import EfficientSelfAttention, MixFFN, OverlapPatchEmbed, TransformerBlock
+from .cnn import FCN8s, SegNet, UNet
 from .registry import create_model, list_models
+from .resnet import DeepLabV3Plus, PSPNet, ResNet
 from .segformer import MixTransformer, MLPDecoder, SegFormer
 from .segmenter import Segmenter, preprocess, upsample
+from .vit import SETR, ViT
 
-__all__ = ["EfficientSelfAttention", "MLPDecoder", "MixFFN", "MixTransformer", "OverlapPatchEmbed", "SegFormer",
-           "Segmenter", "TransformerBlock", "create_model", "list_models", "preprocess", "upsample"]
+__all__ = ["SETR", "DeepLabV3Plus", "EfficientSelfAttention", "FCN8s", "MLPDecoder", "MixFFN", "MixTransformer",
+           "OverlapPatchEmbed", "PSPNet", "ResNet", "SegFormer", "SegNet", "Segmenter", "TransformerBlock", "UNet",
+           "ViT", "create_model", "list_models", "preprocess", "upsample"]

@@ -2,14 +2,23 @@
 
 from collections.abc import Callable
 
+from .cnn import FCN8s, SegNet, UNet
+from .resnet import DeepLabV3Plus, PSPNet
 from .segformer import VARIANTS, SegFormer
 from .segmenter import Segmenter
 from .variants import REPORT
+from .vit import SETR
 
 # name -> (class, options that the name stands for)
 MODELS: dict[str, tuple[Callable[..., Segmenter], dict]] = {
     **{f"segformer_{v}": (SegFormer, {"variant": v}) for v in VARIANTS},
     "segformer_b0_report": (SegFormer, {"variant": "b0", **REPORT}),
+    "fcn8s": (FCN8s, {}),
+    "segnet": (SegNet, {}),
+    "unet": (UNet, {}),
+    "pspnet": (PSPNet, {}),
+    "deeplabv3plus": (DeepLabV3Plus, {}),
+    "setr": (SETR, {}),
 }
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALLEST_SIDE = 32  # pixels
 
 
 def preprocess(images: Tensor) -> Tensor:
@@ -25,6 +26,13 @@ def preprocess(images: Tensor) -> Tensor:
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of a (B, K, h, w) map to (B, K, *size), pixel areas aligned (align_corners=False)."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def require_size(x: Tensor) -> None:
+    """Raises ValueError for an image (B, 3, H, W) under 32 px a side, of which no coarse map would be left."""
+    if min(x.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"the image is {x.shape[-2]} x {x.shape[-1]} px, but the network needs at least "
+                         f"{SMALLEST_SIDE} px a side; enlarge it first")
 
 
 class Segmenter(nn.Module):
