@@ -8,22 +8,25 @@ import json
 import os
 import sys
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from . import data
+from . import cli_data, data
 from .analysis import receptive_field
 from .data.base import IMAGE_SUFFIXES
 from .evaluation import evaluate, resize_for_model
-from .models import Segmenter, preprocess, upsample
+from .models import SegFormer, Segmenter, preprocess, upsample
 from .show import masks
 from .training import PRESETS, TrainConfig, load_model, train
+from .training.checkpoint import WEIGHTS, beside
 from .training.config import require_own_classes
-from .training.loop import choose_device
+from .training.device import choose_device
 
 SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "data": "a folder, or sample-coco, sample-chest-ct, coco, chest_ct",
@@ -46,6 +49,7 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "workers": "processes that load data",
     "folder": "where the run goes",
 }
+PRETRAINED_SIZE = 512  # px, the short side in the released tests on ADE20K
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except KeyboardInterrupt:
-        return _complain("stopped; training goes on from its last checkpoint with train --resume FOLDER", 130)
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or arguments.stopped, 130)
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the very end: Python flushes it there)
         return 0
@@ -79,18 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their flags; each command's help ends with an example."""
     parser = argparse.ArgumentParser(prog="segformer-lite", description="SegFormer: data, training, masks.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    command = partial(_command, commands)
 
-    def command(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, epilog=f"example: segformer-lite {example}")
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("data", run_data, "make the synthetic sample in a data set's own layout", "data sample coco")
-    sub.add_argument("what", choices=["sample"])
-    sub.add_argument("kind", choices=["coco", "chest_ct"])
-    sub.add_argument("--out", type=Path, help="folder (default: where `--data sample-...` looks for it)")
+    sub = command("data", None, "make, fetch and check data sets", "data coco --images 5000")
+    cli_data.add_commands(partial(_command, sub.add_subparsers(required=True, metavar="command")))
 
     sub = command("train", run_train, "train from scratch, evaluate, draw", "train --preset sample-coco --steps 200")
+    sub.set_defaults(stopped="stopped; training goes on from its last checkpoint with train --resume FOLDER")
     sub.add_argument("--preset", choices=list(PRESETS), help="settings to start from")
     sub.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     types = {f.name: f.type for f in fields(TrainConfig)}
@@ -101,22 +100,34 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", run_evaluate, "mIoU, Dice and more of a run on a data set",
                   "evaluate runs/2030-01-31-sample-coco")
-    sub.add_argument("model", type=Path, help="a run's folder or a .safetensors file")
+    _add_model_options(sub)
     sub.add_argument("--data", help="data set (default: the one it was trained on)")
     sub.add_argument("--split", default="val", choices=["train", "val"])
-    sub.add_argument("--device", default="auto")
     sub.add_argument("--out", type=Path, help="also write the report there as JSON")
     _add_data_options(sub)
 
     sub = command("predict", run_predict, "label maps and overlays of your own pictures",
                   "predict runs/2030-01-31-sample-coco holiday.jpg --out masks")
-    sub.add_argument("model", type=Path, help="a run's folder or a .safetensors file")
+    _add_model_options(sub)
     sub.add_argument("pictures", type=Path, nargs="+", help="picture files, or folders of them")
     sub.add_argument("--out", type=Path, default=Path("masks"), help="folder for the results (default: masks)")
-    sub.add_argument("--device", default="auto")
 
     command("doctor", run_doctor, "check this machine: one line per finding, each with a remedy", "doctor")
     return parser
+
+
+def _command(commands, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=help, description=help, epilog=f"example: segformer-lite {example}")
+    sub.set_defaults(run=run, stopped="stopped")
+    return sub
+
+
+def _add_model_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, help="a run's folder or .safetensors file, or SegFormer weights from "
+                     "elsewhere: a folder, a file, or owner/name on the Hugging Face hub")
+    sub.add_argument("--size", type=int, help="short side of what the network sees, px (default: as in training; "
+                     f"{PRETRAINED_SIZE} for weights from elsewhere)")
+    sub.add_argument("--device", default="auto")
 
 
 def _add_data_options(sub: argparse.ArgumentParser) -> None:
@@ -132,13 +143,6 @@ def _data_options(arguments) -> dict:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def run_data(arguments) -> None:
-    """`data sample`: write the synthetic sample."""
-    name = "sample-" + arguments.kind.replace("_", "-")
-    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(name))
-    print(f"sample: {folder}")
-
-
 def run_train(arguments) -> None:
     """`train`: train, evaluate, and draw what the network does."""
     changes = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
@@ -151,10 +155,12 @@ def run_train(arguments) -> None:
         config = replace(config, data_options={})  # another data set: the preset's options do not fit it
     config = replace(config, **changes, data_options={**config.data_options, **options})
     run = train(config, arguments.resume, progress=_watched())
-
+    if run.report is None:  # one of several processes, and not the first, which draws and prints
+        return
     val_set = data.open_dataset(config.data, "val", **config.data_options)
     draw_results(run.model, val_set, config.short_side, run.folder / "figure.png")
-    (run.folder / "report.txt").write_text(f"{run.report}\n")
+    with beside(run.folder / "report.txt") as part:
+        part.write_text(f"{run.report}\n")
     print(run.report)
     print(f"\nfigure     {run.folder / 'figure.png'}\nreport     {run.folder / 'report.json'}\n"
           f"loss       {run.folder / 'loss.png'}\nnetwork    {run.folder / 'model.safetensors'}\n\n"
@@ -174,12 +180,30 @@ def _config_of_run(folder: Path) -> TrainConfig:
         raise ValueError(f"{path} is not the settings of a run ({error}); start anew without --resume") from None
 
 
+def _load(arguments) -> tuple[Segmenter, dict]:
+    """A run's network and description, or as much for weights from elsewhere."""
+    source = arguments.model
+    try:
+        with safe_open(source / WEIGHTS if source.is_dir() else source, framework="pt") as file:
+            of_a_run = "segformer_lite" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        of_a_run = False
+    if of_a_run:
+        model, description = load_model(source)
+    else:
+        model = SegFormer.from_pretrained(source)
+        description = {"data": None, "data_options": {}, "size": PRETRAINED_SIZE,
+                       "palette": data.default_palette(model.num_classes)}
+    return model.to(choose_device(arguments.device)), {**description, "size": arguments.size or description["size"]}
+
+
 def run_evaluate(arguments) -> None:
     """`evaluate`: the report of a trained network on a data set."""
-    model, description = load_model(arguments.model)
+    model, description = _load(arguments)
+    if not (arguments.data or description["data"]):
+        raise ValueError(f"{arguments.model} names no data set: say which one, --data")
     options = _data_options(arguments) or (description["data_options"] if arguments.data is None else {})
     dataset = data.open_dataset(arguments.data or description["data"], arguments.split, **options)
-    model = model.to(choose_device(arguments.device))
     report = evaluate(model, dataset, description["size"], progress=_watched())
     print(report)
     if arguments.out:
@@ -189,8 +213,7 @@ def run_evaluate(arguments) -> None:
 
 def run_predict(arguments) -> int:
     """`predict`: for every picture NAME a label map NAME.png (class ids, with palette) and NAME_overlay.png."""
-    model, description = load_model(arguments.model)
-    model = model.to(choose_device(arguments.device))
+    model, description = _load(arguments)
     palette = np.array(description["palette"], np.uint8)
     failed, pictures = [], _find_pictures(arguments.pictures)
     if any(path.resolve().parent == arguments.out.resolve() for path in pictures):
@@ -226,9 +249,9 @@ def draw_results(model: Segmenter, dataset, size: int, path: Path, count: int = 
     predictions = [predict_labels(model, image, size) for image, _ in items]
     maps = [np.asarray(receptive_field(model, resize_for_model(image, size)[None].to(device), "decoder"))
             for image, _ in items]
-    figure = masks.comparison([i for i, _ in items], predictions, [m for _, m in items], dataset.classes,
-                              dataset.palette, fields=maps)
-    figure.savefig(path, dpi=120)
+    with beside(path) as part:
+        masks.comparison([i for i, _ in items], predictions, [m for _, m in items], dataset.classes, dataset.palette,
+                         fields=maps, path=part)
 
 
 def run_doctor(arguments) -> int:
