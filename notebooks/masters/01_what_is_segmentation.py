@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 · Name every pixel: what segmentation is, how it is scored, how it is enlarged
 #
-# About 75 minutes to read and run, 65 more for the exercises. The code itself takes about ten
+# About 45 minutes to read and run, 65 more for the exercises. The code itself takes about ten
 # seconds on one CPU core and about 1 GB of memory. No GPU is needed, and the modes fast and
 # full are the same here. If the sample has never been drawn on this machine, that takes another
 # minute, once.

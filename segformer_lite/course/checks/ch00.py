@@ -18,20 +18,30 @@ def iou(function) -> None:
         for c in range(4):
             valid = label != 255
             p, q = prediction == c, label == c
+            painted = q | ~valid if c == 0 else q  # as if 255 were background
             wanted = ((p & q & valid).sum() / ((p | q) & valid).sum()).item()
             got = function(prediction.clone(), label.clone(), c)
             true(got is not None, "my_iou: got None; is a `return` missing?")
             slips = {"pixels labelled 255 were counted in the prediction": (p & q).sum() / (p | q).sum(),
+                     "255 was turned into background: those pixels count nowhere, throw them away":
+                         (p & painted).sum() / (p | painted).sum(),
                      "divided by the label's area: that is the recall": (p & q & valid).sum() / q.sum(),
                      "divided by the sum of both areas: that is half of the Dice":
                          (p & q & valid).sum() / ((p & valid).sum() + q.sum()),
+                     "that is the Dice: IoU divides the intersection by the union":
+                         2 * (p & q & valid).sum() / ((p & valid).sum() + q.sum()),
+                     "that is the share of right pixels: count one class": (p == q)[valid].float().mean(),
+                     "that is the share of right pixels over all classes: count one class":
+                         (prediction == label)[valid].float().mean(),
                      "all pixels were counted, not one class": (prediction == label).float().mean()}
             causes = [cause for cause, value in slips.items() if math.isclose(float(got), float(value), abs_tol=1e-5)]
             hint = f" Likely cause: {causes[0]}." if causes else ""
             true(math.isclose(float(got), wanted, abs_tol=1e-5),
                  f"my_iou, class {c}: expected {wanted:.4f}, got {float(got):.4f}.{hint}")
     label = torch.zeros(3, 3, dtype=torch.int64)
-    true(math.isnan(float(function(label, label, 2))),
+    absent = function(label, label, 2)
+    true(absent is not None, "my_iou: for a class in neither map return float('nan'), not None")
+    true(math.isnan(float(absent)),
          "my_iou: a class in neither map must give float('nan'): there was nothing to find")
     label[0] = 1
     true(float(function(torch.zeros_like(label), label, 1)) == 0, "my_iou: a class that was missed must give 0")
@@ -48,7 +58,8 @@ def label_map(function) -> None:
         corners = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=True).argmax(1)
         got = function(logits.clone(), size)
         same(got, wanted, f"my_label_map({tuple(logits.shape)}, {size})",
-             (("the labels were enlarged, not the logits: the outlines are steps", nearest),
+             (('the outlines are steps: either the labels were enlarged, not the logits, or mode="bilinear" is '
+               "missing (PyTorch's default is nearest)", nearest),
               ("align_corners=True: that shifts everything towards the border", corners),
               ("the logits were enlarged but no class was chosen", upsample(logits, size))))
         true(got.dtype == torch.int64, f"my_label_map: labels are whole numbers (int64), got {got.dtype}")
@@ -73,7 +84,13 @@ class _Tiny:
 def class_shares(function) -> None:
     """`function(dataset)` -> share of each class among the labelled pixels, float (K,)."""
     got = function(_Tiny())
-    got = got.float() if isinstance(got, torch.Tensor) else got
+    true(got is not None, "my_class_shares: got None; is a `return` missing?")
+    got, count = torch.as_tensor(got).float(), len(_Tiny.classes)
+    if got.ndim == 1 and len(got) != count:
+        cause = ("drop the pixels labelled 255" if len(got) == 256 else
+                 f"{len(got)} is written in; use len(dataset.classes), and it as minlength")
+        raise AssertionError(f"my_class_shares: got {len(got)} shares for a data set with {count} classes. "
+                             f"Likely cause: {cause}.")
     same(got, torch.tensor([4, 2, 2, 0]) / 8, "my_class_shares on a data set with 8 labelled pixels of 11",
          (("divided by all pixels, those labelled 255 among them", torch.tensor([4, 2, 2, 0]) / 11),
           ("these are counts: divide by their sum", torch.tensor([4.0, 2, 2, 0])),

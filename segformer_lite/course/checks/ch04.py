@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models import EfficientSelfAttention, SegFormer
-from .expect import same, true
+from .expect import pairs, same, true
 
 
 def _run(function, what: str, advice: str):
@@ -107,8 +107,7 @@ def strip_of_key(function) -> None:
         numbers = range(key * reduction, (key + 1) * reduction)
         wanted = [divmod(n, width) for n in numbers]
         got = function(width, reduction, key)
-        true(got is not None, "my_strip_of_key: got None; is a `return` missing?")
-        got = [tuple(int(i) for i in place) for place in got]
+        got = pairs(got, f"my_strip_of_key({width}, {reduction}, {key})")
         side = math.isqrt(reduction)
         y, x = divmod(key, max(width // side, 1))
         row, column = divmod(key * reduction, width)

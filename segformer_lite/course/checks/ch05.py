@@ -7,7 +7,7 @@ from torch import nn
 from ...analysis.position import position_spread
 from ...models import MixFFN, SegFormer
 from ...models.variants import MLPFFN, FullConvFFN
-from .expect import same, true
+from .expect import a_class, same, true
 
 
 def depthwise(function) -> None:
@@ -38,6 +38,7 @@ def depthwise(function) -> None:
 
 def mix_ffn(cls) -> None:
     """`cls(dim, expansion)` with submodules fc1, dwconv, fc2; (B, H, W, dim) -> same, as `MixFFN`."""
+    a_class(cls, "MyMixFFN")
     name = getattr(cls, "__name__", str(cls))
     for dim, expansion, height, width in ((8, 4, 5, 7), (6, 2, 4, 4)):
         torch.manual_seed(dim)
@@ -87,6 +88,8 @@ def _mix_ffn_slips(ffn: MixFFN, x: torch.Tensor) -> list[tuple[str, torch.Tensor
     return [
         ("GELU stands before the convolution; it belongs after it", ffn.fc2(conv(F.gelu(hidden)))),
         ("the residual is added inside; the transformer block adds it", tail(conv(hidden)) + x),
+        ("GELU stands twice; it stands once, after the convolution", tail(conv(F.gelu(hidden)))),
+        ("GELU stands after fc2; it belongs before it", F.gelu(ffn.fc2(conv(hidden)))),
         ("GELU is missing", ffn.fc2(conv(hidden))),
         ("ReLU where GELU belongs", ffn.fc2(F.relu(conv(hidden)))),
         ("the tanh approximation of GELU; the released network uses the exact one",

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from ...models import MixTransformer, SegFormer, TransformerBlock
 from ...models.segformer import KERNELS, REDUCTION_STRIDES, VARIANTS
-from .expect import same, true
+from .expect import a_class, same, true
 
 TABLE_6 = (8, 8, 4, 4)  # the expansions as printed
 
 
 def transformer_block(cls) -> None:
     """`cls(dim, heads, stride, expansion, drop_path)`: the package's block, its forward written by the learner."""
+    a_class(cls, "MyBlock")
     generator = torch.Generator().manual_seed(0)
     for dim, heads, stride, shape in ((32, 1, 4, (2, 8, 12)), (40, 5, 2, (3, 5, 6)), (16, 2, 1, (1, 4, 4))):
         ours = TransformerBlock(dim, heads, stride, 4, drop_path=0.5)
@@ -43,7 +44,12 @@ def transformer_block(cls) -> None:
 def _block_slips(b: TransformerBlock, x: Tensor) -> list[tuple[str, Tensor]]:
     looked = x + b.attention(b.norm1(x))
     post = b.norm1(x + b.attention(x))
+    read = b.norm1(x)
+    normed = read + b.attention(read)
+    replaced = "the norm replaced the tokens: x itself must stay un-normalised in the sum"
     return [
+        *((replaced, y + b.ffn(y)) for y in (b.norm2(normed), b.norm2(looked))),
+        (replaced, _ffn(b, normed)),
         ("post-norm: the norm belongs inside the branch, before attention and before Mix-FFN",
          b.norm2(post + b.ffn(post))),
         ("norm2 is forgotten: Mix-FFN reads normalised tokens too", looked + b.ffn(looked)),
@@ -62,16 +68,18 @@ def _ffn(b: TransformerBlock, x: Tensor) -> Tensor:
 
 
 def _drop_slips(b: TransformerBlock, x: Tensor) -> list[tuple[str, object]]:
-    def whole() -> Tensor:
-        y = b.drop_path(x + b.attention(b.norm1(x)))
-        return b.drop_path(_ffn(b, y))
+    def looked() -> Tensor:
+        return x + b.attention(b.norm1(x))
 
+    around = "drop path is around the sum, so it drops the tokens themselves: put it around the branch"
     return [
-        ("drop path drops the tokens themselves: only the branch may be dropped, not what it is added to", whole),
+        (around, lambda: b.drop_path(_ffn(b, b.drop_path(looked())))),
+        (around, lambda: b.drop_path(_ffn(b, looked()))),
+        (around, lambda: _ffn(b, b.drop_path(looked()))),
         ("drop path is on the attention branch only",
          lambda: _ffn(b, x + b.drop_path(b.attention(b.norm1(x))))),
         ("drop path is on the Mix-FFN branch only",
-         lambda: (lambda y: y + b.drop_path(b.ffn(b.norm2(y))))(x + b.attention(b.norm1(x)))),
+         lambda: (lambda y: y + b.drop_path(b.ffn(b.norm2(y))))(looked())),
     ]
 
 

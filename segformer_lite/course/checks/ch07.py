@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models import MLPDecoder, SegFormer, create_model
-from .expect import same, true
+from .expect import a_class, same, true
 
 
 def upsample_row(function) -> None:
@@ -72,6 +72,7 @@ def fold_linear(function) -> None:
 
 def mlp_decoder(decoder) -> None:
     """`decoder(in_channels, dim, num_classes)`: a class with the submodules and the results of the package's."""
+    a_class(decoder, "MyDecoder")
     generator, channels, dim, classes = torch.Generator().manual_seed(0), (4, 6, 8, 10), 12, 5
     reference, mine = MLPDecoder(channels, dim, classes), decoder(channels, dim, classes)
     _stir(reference, generator)
@@ -99,7 +100,9 @@ def mlp_decoder(decoder) -> None:
             ("the ReLU after the batch norm is forgotten", {"relu": False}),
             ("the ReLU stands before the batch norm", {"relu_first": True}))]
         same(mine.eval()(features), _decode(reference, features), "MyDecoder with the package's weights", slips)
-        true(hasattr(mine, "dropout"), "MyDecoder: expected a submodule dropout of class Dropout2d")
+        dropout = getattr(mine, "dropout", None)
+        true(isinstance(dropout, nn.Dropout2d), "MyDecoder: dropout must be an nn.Dropout2d, which drops whole "
+             f"channels, got {type(dropout).__name__}; nn.Dropout drops single numbers")
         mine.train().dropout.p = 1.0
         true(torch.allclose(mine(features), theirs["classify.bias"].view(-1, 1, 1).expand(2, classes, 17, 25)),
              "MyDecoder: with dropout.p = 1 nothing but the classifier's bias may be left while training; "

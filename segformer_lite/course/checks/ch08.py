@@ -55,6 +55,7 @@ def paint(function) -> None:
     slips = {"the smallest object was painted first: the large ones hide it": {"largest_first": False},
              "the objects were painted in the order of the list, not by size": {"largest_first": None},
              "crowds were painted last: they lie below all objects": {"crowd_last": True},
+             "crowds were sorted in among the objects: paint all crowds first, then the objects": {"sort_all": True},
              "crowds are labelled like objects: they get 255": {"crowd_label": 1},
              "crowds leave no trace: those of a wanted class get 255": {"crowd_label": 0},
              "classes that are not wanted were left out: what lies behind them shows through": {"skip": True},
@@ -74,11 +75,13 @@ def paint(function) -> None:
 
 
 def _paint(instances, size, wanted, largest_first=True, crowd_last=False, crowd_label=255, skip=False, other=0,
-           all_crowds=False, background=0, raw=False) -> np.ndarray:
+           all_crowds=False, background=0, raw=False, sort_all=False) -> np.ndarray:
     labels = np.full(size, background, np.uint8)
     crowds = [(pixels, crowd_label) for pixels, i, crowd in instances if crowd and (all_crowds or i in wanted)]
     objects = [(pixels, (i if raw else wanted[i]) if i in wanted else other)
                for pixels, i, crowd in instances if not crowd and (i in wanted or not skip)]
+    if sort_all:
+        crowds, objects = [], crowds + objects
     if largest_first is not None:
         objects.sort(key=lambda pair: pair[0].sum(), reverse=largest_first)
     for pixels, label in [*objects, *crowds] if crowd_last else [*crowds, *objects]:
@@ -106,8 +109,9 @@ def augment(function) -> None:
         same(got[1], new_label, f"{what}, labels",
              (("only the image was mirrored", kept), ("top and bottom were exchanged, not left and right", flipped),
               ("the cut came before the mirror", late),
-              ("classes were invented: labels are enlarged with nearest, never with a mean",
-               _augment(image, label, *how, mode="bilinear")[1])))
+              *(("classes were invented: labels are enlarged with nearest, never with a mean",
+                 _augment(image, label, *how, mode="bilinear", whole=whole)[1])
+                for whole in (torch.round, torch.trunc))))
         true(got[1].dtype == torch.int64, f"{what}: labels are whole numbers (int64), got {got[1].dtype}")
         true(isinstance(got[0], torch.Tensor), f"{what}: expected the image as a tensor")
         true(got[0].dtype == torch.uint8, f"{what}: the image stays uint8, got {got[0].dtype}; round, then convert")
@@ -122,16 +126,18 @@ def augment(function) -> None:
     print("my_augment: correct; picture and labels move as one.")
 
 
-def _augment(image, label, mirror, factor, top, left, size, mode="nearest", image_mode="bilinear", late=False):
+def _augment(image, label, mirror, factor, top, left, size, mode="nearest", image_mode="bilinear", late=False,
+             whole=torch.round):
     if mirror and not late:
         image, label = image.flip(-1), label.flip(-1)
 
     def enlarge(x, how):
         corners = {"align_corners": False} if how == "bilinear" else {}
-        return F.interpolate(x[None].float(), scale_factor=factor, mode=how, **corners)[0].round()
+        return F.interpolate(x[None].float(), scale_factor=factor, mode=how, **corners)[0]
 
     here = np.s_[..., top:top + size, left:left + size]
-    image, label = enlarge(image, image_mode)[here].to(torch.uint8), enlarge(label[None], mode)[0][here].long()
+    image = enlarge(image, image_mode)[here].round().to(torch.uint8)
+    label = whole(enlarge(label[None], mode)[0][here]).long()
     return (image.flip(-1), label.flip(-1)) if mirror and late else (image, label)
 
 
@@ -159,7 +165,8 @@ def patient_folds(function) -> None:
                 tested += sorted(set(val.patients))
             twice, never = sorted({p for p in tested if tested.count(p) > 1}), sorted(set(slices) - set(tested))
             true(not twice, f"my_folds, k = {k}: {', '.join(twice)} in val more than once. Likely cause: every turn "
-                            "draws anew, or all turns have the same group.")
+                            "draws anew, or all turns have the same group, or the groups are groups of slices: take "
+                            "sorted(set(patients)) first.")
             true(not never, f"my_folds, k = {k}: {', '.join(never)} never in val. Likely cause: the groups have "
                             f"len // k patients each, and {len(slices)} patients are not divisible by {k}.")
     print("my_folds: correct for 5 and for 2 turns; nobody is on both sides, everybody is tested once.")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def same(got, wanted: Tensor, what: str, slips: Iterable[tuple[str, Tensor]] = ()) -> None:
@@ -32,7 +32,22 @@ def same(got, wanted: Tensor, what: str, slips: Iterable[tuple[str, Tensor]] = (
     )
 
 
+def pairs(got, what: str) -> list[tuple[int, int]]:
+    """`got` as a list of pairs of whole numbers; AssertionError, naming `what`, for anything else."""
+    true(got is not None, f"{what}: got None; is a `return` missing?")
+    try:
+        return [(int(first), int(second)) for first, second in got]
+    except (TypeError, ValueError):
+        shown = " ".join(repr(got).split())[:60]
+        raise AssertionError(f"{what}: expected pairs, as in [(1, 2), (3, 4)], got {shown}") from None
+
+
 def true(condition: bool, message: str) -> None:
     """Raise AssertionError with `message` unless `condition` holds (`assert` would vanish under -O)."""
     if not condition:
         raise AssertionError(message)
+
+
+def a_class(cls, what: str) -> None:
+    """Raise AssertionError, naming `what`, where an object stands in place of its class."""
+    true(not isinstance(cls, nn.Module), f"{what}: must be the class itself, without brackets, as in MyBlock")
