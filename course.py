@@ -198,6 +198,15 @@ def chapters():
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
+def without_results(chapter):
+    """The text of a chapter's notebook as it was before it ran: its results would give every prediction away."""
+    book = json.loads(chapter.read_text(encoding="utf-8"))
+    for cell in book.get("cells", []):
+        if cell["cell_type"] == "code":
+            cell.update(outputs=[], execution_count=None)
+    return json.dumps(book, indent=1, ensure_ascii=False) + "\n"
+
+
 def copy_chapters():
     """Copy the chapters that work/ lacks, never touch one that it holds; say what is new or has changed."""
     WORK.mkdir(exist_ok=True)
@@ -209,7 +218,7 @@ def copy_chapters():
     for chapter in chapters():
         mine, now = WORK / chapter.name, hashlib.sha256(chapter.read_bytes()).hexdigest()
         if not mine.exists():
-            shutil.copyfile(chapter, mine.with_suffix(".part"))
+            mine.with_suffix(".part").write_text(without_results(chapter), encoding="utf-8")
             os.replace(mine.with_suffix(".part"), mine)
             copied[chapter.name] = now
             print(f"new: work/{chapter.name}")
@@ -272,7 +281,7 @@ COMMANDS = {
           "python3 course.py run"),
     lab: ("copy new chapters into work/ and open JupyterLab there",
           "First argument: a chapter's number or name (00 if none). Further arguments go to JupyterLab.\n"
-          "Your copies in work/ are never overwritten.",
+          "The copies begin without results: run the cells. They are never overwritten.",
           "python3 course.py lab 03 --no-browser"),
     test: ("run every test, the chapters included",
            "Further arguments go to pytest; test files or notebooks among them run alone.",

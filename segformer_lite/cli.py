@@ -1,4 +1,4 @@
-"""The command line: `segformer-lite data | train | evaluate | predict | doctor`.
+"""The command line: `segformer-lite data | train | evaluate | predict | erf | doctor`.
 
 Bad input is one clear line and exit status 2; what came out and how to go on is said at the end of every command.
 """
@@ -13,20 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from tqdm.auto import tqdm
 
-from . import cli_data, data
+from . import cli_data, cli_look, data
 from .analysis import receptive_field
-from .data.base import IMAGE_SUFFIXES
+from .cli_look import predict_labels
 from .evaluation import evaluate, resize_for_model
-from .models import SegFormer, Segmenter, preprocess, upsample
+from .models import Segmenter
 from .show import masks
-from .training import PRESETS, TrainConfig, load_model, train
-from .training.checkpoint import WEIGHTS, beside
+from .training import PRESETS, TrainConfig, train
+from .training.checkpoint import beside
 from .training.config import require_own_classes
-from .training.device import choose_device
 
 SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "data": "a folder, or sample-coco, sample-chest-ct, coco, chest_ct",
@@ -49,7 +45,6 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "workers": "processes that load data",
     "folder": "where the run goes",
 }
-PRETRAINED_SIZE = 512  # px, the short side in the released tests on ADE20K
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,17 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", run_evaluate, "mIoU, Dice and more of a run on a data set",
                   "evaluate runs/2030-01-31-sample-coco")
-    _add_model_options(sub)
+    cli_look.add_model_options(sub)
     sub.add_argument("--data", help="data set (default: the one it was trained on)")
     sub.add_argument("--split", default="val", choices=["train", "val"])
     sub.add_argument("--out", type=Path, help="also write the report there as JSON")
     _add_data_options(sub)
 
-    sub = command("predict", run_predict, "label maps and overlays of your own pictures",
-                  "predict runs/2030-01-31-sample-coco holiday.jpg --out masks")
-    _add_model_options(sub)
-    sub.add_argument("pictures", type=Path, nargs="+", help="picture files, or folders of them")
-    sub.add_argument("--out", type=Path, default=Path("masks"), help="folder for the results (default: masks)")
+    cli_look.add_commands(command)
 
     command("doctor", run_doctor, "check this machine: one line per finding, each with a remedy", "doctor")
     return parser
@@ -120,14 +111,6 @@ def _command(commands, name: str, run, help: str, example: str) -> argparse.Argu
     sub = commands.add_parser(name, help=help, description=help, epilog=f"example: segformer-lite {example}")
     sub.set_defaults(run=run, stopped="stopped")
     return sub
-
-
-def _add_model_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", type=Path, help="a run's folder or .safetensors file, or SegFormer weights from "
-                     "elsewhere: a folder, a file, or owner/name on the Hugging Face hub")
-    sub.add_argument("--size", type=int, help="short side of what the network sees, px (default: as in training; "
-                     f"{PRETRAINED_SIZE} for weights from elsewhere)")
-    sub.add_argument("--device", default="auto")
 
 
 def _add_data_options(sub: argparse.ArgumentParser) -> None:
@@ -180,26 +163,9 @@ def _config_of_run(folder: Path) -> TrainConfig:
         raise ValueError(f"{path} is not the settings of a run ({error}); start anew without --resume") from None
 
 
-def _load(arguments) -> tuple[Segmenter, dict]:
-    """A run's network and description, or as much for weights from elsewhere."""
-    source = arguments.model
-    try:
-        with safe_open(source / WEIGHTS if source.is_dir() else source, framework="pt") as file:
-            of_a_run = "segformer_lite" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        of_a_run = False
-    if of_a_run:
-        model, description = load_model(source)
-    else:
-        model = SegFormer.from_pretrained(source)
-        description = {"data": None, "data_options": {}, "size": PRETRAINED_SIZE,
-                       "palette": data.default_palette(model.num_classes)}
-    return model.to(choose_device(arguments.device)), {**description, "size": arguments.size or description["size"]}
-
-
 def run_evaluate(arguments) -> None:
     """`evaluate`: the report of a trained network on a data set."""
-    model, description = _load(arguments)
+    model, description = cli_look.load_network(arguments)
     if not (arguments.data or description["data"]):
         raise ValueError(f"{arguments.model} names no data set: say which one, --data")
     options = _data_options(arguments) or (description["data_options"] if arguments.data is None else {})
@@ -209,37 +175,6 @@ def run_evaluate(arguments) -> None:
     if arguments.out:
         report.save(arguments.out)
         print(f"\nreport     {arguments.out}")
-
-
-def run_predict(arguments) -> int:
-    """`predict`: for every picture NAME a label map NAME.png (class ids, with palette) and NAME_overlay.png."""
-    model, description = _load(arguments)
-    palette = np.array(description["palette"], np.uint8)
-    failed, pictures = [], _find_pictures(arguments.pictures)
-    if any(path.resolve().parent == arguments.out.resolve() for path in pictures):
-        raise ValueError(f"--out {arguments.out} holds the pictures themselves: choose another folder for the results")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    named = list(zip(pictures, _distinct(p.stem for p in pictures), strict=True))
-    for path, name in tqdm(named, unit="img", desc="predict", disable=not _watched()):
-        try:
-            image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
-            labels = predict_labels(model, image, description["size"])
-            _save_picture(_palette_picture(labels, palette), arguments.out / f"{name}.png")
-            _save_picture(Image.fromarray(masks.overlay(image, labels, palette)), arguments.out / f"{name}_overlay.png")
-        except (ValueError, OSError) as error:  # one bad file does not stop the rest
-            failed.append(str(error))
-    for message in failed:
-        print(f"segformer-lite: {message}", file=sys.stderr)
-    print(f"{len(pictures) - len(failed)} of {len(pictures)} pictures done: {arguments.out}")
-    return 2 if failed else 0
-
-
-@torch.inference_mode()
-def predict_labels(model: Segmenter, image: torch.Tensor, size: int) -> np.ndarray:
-    """Label map (H, W) of one uint8 image (3, H, W), seen by the network at short side `size`, as in training."""
-    device = next(model.parameters()).device
-    logits = model(preprocess(resize_for_model(image, size)[None].to(device)))
-    return upsample(logits.float(), image.shape[-2:]).argmax(1)[0].cpu().numpy().astype(np.uint8)
 
 
 def draw_results(model: Segmenter, dataset, size: int, path: Path, count: int = 5) -> None:
@@ -259,44 +194,6 @@ def run_doctor(arguments) -> int:
     from .course import doctor
 
     return doctor.main()
-
-
-def _find_pictures(paths: list[Path]) -> list[Path]:
-    found = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(f"no pictures in {path}; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no such picture or folder: {path}")
-    return found
-
-
-def _distinct(names):
-    """The names, with -2, -3, ... where two pictures of one name would write over each other."""
-    taken: set[str] = set()
-    for name in names:
-        candidate, number = name, 2
-        while candidate in taken:
-            candidate, number = f"{name}-{number}", number + 1
-        taken.add(candidate)
-        yield candidate
-
-
-def _palette_picture(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(labels)
-    picture.putpalette(palette.tobytes())  # the pixels stay class ids; the colours are for looking
-    return picture
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    beside = path.with_suffix(".part")
-    picture.save(beside, format="PNG")
-    beside.replace(path)
 
 
 if __name__ == "__main__":

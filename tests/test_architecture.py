@@ -19,7 +19,7 @@ ALLOWED = {
     "training": {"data", "models", "evaluation", "show"},
     "course": {"data", "models", "evaluation", "analysis", "training", "show"},
 }
-OUTSIDE = {"models": {"torch", "torchvision", "safetensors"}}  # what else files of models/ may need
+OUTSIDE = {"models": {"torch", "torchvision", "safetensors", "huggingface_hub"}}  # what else models/ may need
 
 
 def imports(path: Path):
@@ -58,6 +58,7 @@ def test_models_need_nothing_but_torch():
 
 def test_the_package_imports_without_course_and_test_packages():
     """On a GPU machine without them the package must work: they are imported where they are used."""
-    blocked = ["pycocotools", "IPython", "ipywidgets", "jupyterlab", "nbval", "transformers", "jupytext"]
+    blocked = ["pycocotools", "IPython", "ipywidgets", "jupyterlab", "nbval", "transformers", "jupytext",
+               "huggingface_hub"]
     code = f"import sys\nfor name in {blocked}: sys.modules[name] = None\nimport segformer_lite, segformer_lite.cli"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

@@ -86,6 +86,7 @@ REJECTED = [
     (checks.stage_sizes, lambda h, w: [(a, b) for b, a in stage_sizes(h, w)], "exchanged"),
     (checks.stage_sizes, lambda h, w: [(-(-h // s), -(-w // s)) for s in (2, 4, 8, 16)], "halves"),
     (checks.stage_sizes, lambda h, w: [(round(h / s), round(w / s)) for s in (4, 8, 16, 32)], "expected"),
+    (checks.stage_sizes, lambda h, w: [n for size in stage_sizes(h, w) for n in size], "expected pairs.*got .128, 128"),
     (checks.patchify, stub, None),
     (checks.patchify, nothing, "return"),
     (checks.patchify, lambda x, s: x.reshape(len(x), x.shape[2] // s, x.shape[3] // s, -1), "reshape alone"),
@@ -112,7 +113,7 @@ REJECTED = [
     (checks.plain_model, None, "expected the network"),
     (checks.plain_model, sl.create_model("segformer_b0", num_classes=5), "OverlapPatchEmbed"),
     (checks.plain_model, model(Overlapping), "changed"),
-    (checks.plain_model, model(WithoutNorm), "norm"),
+    (checks.plain_model, model(WithoutNorm), "is `self.norm` called"),
     (checks.plain_model, sl.create_model("segformer_b0", num_classes=6, patch_embed=Plain), "logits"),
     (checks.plain_model, model(Turned), "must become"),
 ]

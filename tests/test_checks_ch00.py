@@ -45,7 +45,8 @@ def test_reference_answers_pass(capsys):
     checks.iou(iou)
     checks.label_map(label_map)
     checks.class_shares(class_shares)
-    assert capsys.readouterr().out.count("correct") == 3
+    checks.class_shares(lambda dataset: class_shares(dataset).tolist())
+    assert capsys.readouterr().out.count("correct") == 4
 
 
 @pytest.mark.parametrize("check", [checks.iou, checks.label_map, checks.class_shares])
@@ -61,8 +62,14 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.iou, lambda p, q, c: iou(p, q, c, over="label"), "recall"),
     (checks.iou, lambda p, q, c: iou(p, q, c, over="sum"), "Dice"),
     (checks.iou, lambda p, q, c: (p == q).float().mean().item(), "one class"),
+    (checks.iou, lambda p, q, c: (p == q)[q != 255].float().mean().item(), "share of right pixels over all"),
+    (checks.iou, lambda p, q, c: ((p == c) == (q == c))[q != 255].float().mean().item(), "share of right pixels:"),
+    (checks.iou, lambda p, q, c: 2 * iou(p, q, c) / (1 + iou(p, q, c)), "that is the Dice"),
+    (checks.iou, lambda p, q, c: iou(p, q.where(q != 255, 0), c), "255 was turned into background"),
+    (checks.iou, lambda p, q, c: None if iou(p, q, c) != iou(p, q, c) else iou(p, q, c), r"float\('nan'\), not None"),
     (checks.iou, lambda p, q, c: 0.0 if iou(p, q, c) != iou(p, q, c) else iou(p, q, c), "nan"),
     (checks.label_map, lambda x, s: F.interpolate(x.argmax(1, keepdim=True).float(), size=s)[:, 0].long(), "steps"),
+    (checks.label_map, lambda x, s: F.interpolate(x, size=s).argmax(1), 'mode="bilinear" is missing'),
     (checks.label_map, lambda x, s: F.interpolate(x, size=s, mode="bilinear", align_corners=True).argmax(1), "corners"),
     (checks.label_map, lambda x, s: F.interpolate(x, size=s, mode="bilinear", align_corners=False), "no class"),
     (checks.label_map, lambda x, s: label_map(x, s).float(), "int64"),
@@ -70,6 +77,8 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.class_shares, lambda d: class_shares(d) * 8, "counts"),
     (checks.class_shares, lambda d: torch.stack([class_shares(One(d, i)) for i in range(len(d))]).mean(0),
      "mean of each picture"),
+    (checks.class_shares, lambda d: F.pad(class_shares(d), (0, 7)), "got 11 shares .* 4 classes.*len.dataset.classes"),
+    (checks.class_shares, lambda d: F.pad(class_shares(d), (0, 252)), "drop the pixels labelled 255"),
 ])
 def test_planted_mistakes_are_rejected_and_named(check, wrong, cause):
     with pytest.raises(AssertionError, match=cause):

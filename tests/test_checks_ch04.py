@@ -178,6 +178,7 @@ REJECTED = [
     (checks.strip_of_key, lambda w, r, k: [(k * r // w, k * r % w + i) for i in range(r)], "past the end"),
     (checks.strip_of_key, lambda w, r, k: [(k * r // w, (k * r + i) % w) for i in range(r)], "begins again"),
     (checks.strip_of_key, lambda w, r, k: strip(w, r, k - 1), "count from 0"),
+    (checks.strip_of_key, lambda w, r, k: [n for place in strip(w, r, k) for n in place], "expected pairs"),
     (checks.attention_model, None, "expected the network"),
     (checks.attention_model, sl.create_model("segformer_b0", num_classes=5), "pass attention"),
     (checks.attention_model, planted(axis=-2), "stage 1.*wrong axis"),

@@ -52,6 +52,16 @@ class GeluFirst(Right):
         return self.fc2(self.conv(F.gelu(self.fc1(x))))
 
 
+class GeluTwice(Right):
+    def forward(self, x):
+        return self.fc2(F.gelu(self.conv(F.gelu(self.fc1(x)))))
+
+
+class GeluLast(Right):
+    def forward(self, x):
+        return F.gelu(self.fc2(self.conv(self.fc1(x))))
+
+
 class Residual(Right):
     def forward(self, x):
         return x + super().forward(x)
@@ -162,6 +172,8 @@ REJECTED = [
     (checks.depthwise, lambda x, w: F.conv2d(x, w.expand(-1, len(w), 3, 3), padding=1), "summed"),
     (checks.mix_ffn, NoGroups, "groups"),
     (checks.mix_ffn, GeluFirst, "GELU stands before"),
+    (checks.mix_ffn, GeluTwice, "GELU stands twice"),
+    (checks.mix_ffn, GeluLast, "GELU stands after fc2"),
     (checks.mix_ffn, Residual, "residual"),
     (checks.mix_ffn, Relu, "ReLU"),
     (checks.mix_ffn, NoGelu, "GELU is missing"),
@@ -173,6 +185,7 @@ REJECTED = [
     (checks.mix_ffn, NoFc2, "fc2"),
     (checks.mix_ffn, ExtraNorm, "norm"),
     (checks.mix_ffn, Nothing, "return"),
+    (checks.mix_ffn, Right(8, 4), "the class itself, without brackets"),
     (checks.ffn_counts, lambda d, e: None, "return"),
     (checks.ffn_counts, lambda d, e: counts(d, e)[:2], "three counts"),
     (checks.ffn_counts, change(0, lambda d, h: -2 * h - d), "biases are missing"),

@@ -58,6 +58,16 @@ def sum_dropped(b, x):
     x = b.drop_path(x + b.attention(b.norm1(x)))
     return b.drop_path(x + b.ffn(b.norm2(x)))
 
+def first_sum_dropped(b, x): return (lambda y: y + b.ffn(b.norm2(y)))(b.drop_path(x + b.attention(b.norm1(x))))
+def last_sum_dropped(b, x): return b.drop_path((lambda y: y + b.ffn(b.norm2(y)))(x + b.attention(b.norm1(x))))
+
+def norm_replaces(b, x):
+    x = b.norm1(x)
+    x = b.norm2(x + b.drop_path(b.attention(x)))
+    return x + b.drop_path(b.ffn(x))
+
+def norm1_replaces(b, x): return (lambda y: b.work(y + b.drop_path(b.attention(y))))(b.norm1(x))
+def norm2_replaces(b, x): return (lambda y: y + b.drop_path(b.ffn(y)))(b.norm2(b.look(x)))
 def first_dropped(b, x): return (lambda y: y + b.ffn(b.norm2(y)))(b.look(x))
 def second_dropped(b, x): return b.work(x + b.attention(b.norm1(x)))
 def unsaid(b, x): pass
@@ -157,6 +167,12 @@ REJECTED = [
     (checks.transformer_block, with_forward(exchanged), "before attention"),
     (checks.transformer_block, with_forward(never_dropped), "not used"),
     (checks.transformer_block, with_forward(sum_dropped), "the tokens themselves"),
+    (checks.transformer_block, with_forward(first_sum_dropped), "around the sum"),
+    (checks.transformer_block, with_forward(last_sum_dropped), "around the sum"),
+    (checks.transformer_block, with_forward(norm_replaces), "the norm replaced the tokens"),
+    (checks.transformer_block, with_forward(norm1_replaces), "the norm replaced the tokens"),
+    (checks.transformer_block, with_forward(norm2_replaces), "the norm replaced the tokens"),
+    (checks.transformer_block, Right(8, 2, 1, 4, 0.1), "the class itself, without brackets"),
     (checks.transformer_block, with_forward(first_dropped), "attention branch only"),
     (checks.transformer_block, with_forward(second_dropped), "Mix-FFN branch only"),
     (checks.transformer_block, OwnNames, "norm3"),

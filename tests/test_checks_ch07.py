@@ -68,6 +68,12 @@ class WithoutNorm(Decoder):
         self.norm = nn.Identity()
 
 
+class SingleNumbersDropped(Decoder):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.dropout = nn.Dropout(0.1)
+
+
 class SumDecoder(nn.Module):
     corners, scale, normed, relu = False, 1, True, F.relu
 
@@ -150,6 +156,8 @@ MISTAKES = [
     (checks.mlp_decoder, changed(Decoder, dropped=False), "dropout"),
     (checks.mlp_decoder, changed(Decoder, fuse_bias=True), "bias=False"),
     (checks.mlp_decoder, WithoutNorm, "batch norm is forgotten"),
+    (checks.mlp_decoder, SingleNumbersDropped, "must be an nn.Dropout2d.*got Dropout;"),
+    (checks.mlp_decoder, Decoder((4, 6, 8, 10), 12, 5), "the class itself, without brackets"),
     (checks.folded_network, lambda m: m, "new network"),
     (checks.folded_network, in_place, "was changed"),
     (checks.folded_network, lambda m: sl.create_model("segformer_b0", 5), "parameters fewer"),

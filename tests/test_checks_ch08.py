@@ -36,7 +36,16 @@ def paint(instances, size, wanted, key=lambda pair: -pair[0].sum(), crowds="firs
     return labels
 
 
-def augment(image, label, mirror, factor, top, left, size, both=True, mode="nearest", axis=-1, late=False):
+def paint_sorted_together(instances, size, wanted):
+    labels = np.zeros(size, np.uint8)
+    for pixels, category, crowd in sorted(instances, key=lambda one: -one[0].sum()):
+        if not crowd or category in wanted:
+            labels[pixels] = 255 if crowd else wanted.get(category, 0)
+    return labels
+
+
+def augment(image, label, mirror, factor, top, left, size, both=True, mode="nearest", axis=-1, late=False,
+            whole=torch.round):
     def flip(x):
         return x.flip(axis) if mirror else x
 
@@ -44,7 +53,7 @@ def augment(image, label, mirror, factor, top, left, size, both=True, mode="near
     image = F.interpolate(image[None].float(), scale_factor=factor, mode="bilinear")[0]
     label = F.interpolate(label[None, None].float(), scale_factor=factor, mode=mode)[0, 0]
     here = np.s_[..., top:top + size, left:left + size]
-    image, label = image[here].round().to(torch.uint8), label[here].round().long()
+    image, label = image[here].round().to(torch.uint8), whole(label[here]).long()
     return (flip(image), flip(label)) if late else (image, label)
 
 
@@ -72,6 +81,11 @@ def val_from_next_group(root, k):
 def train_cut_short(root, k):
     return [(sl.data.ChestCT(root, "train", val_patients=sorted(set(v.patients)), limit=2), v)
             for _, v in folds(root, k)]
+
+
+def slice_groups(root, k):
+    patients = sorted(sl.data.ChestCT(root, "train", val_patients=[]).patients)  # one entry for each slice
+    return folds(root, k, lambda everybody, k: [patients[i::k] for i in range(k)])
 
 
 def floor_groups(everybody, k):
@@ -110,6 +124,7 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.paint, lambda i, s, w: paint(i, s, w, key=lambda pair: pair[0].sum()), "smallest"),
     (checks.paint, lambda i, s, w: paint(i, s, w, key=lambda pair: 0), "order of the list"),
     (checks.paint, lambda i, s, w: paint(i, s, w, crowds="last"), "crowds were painted last"),
+    (checks.paint, paint_sorted_together, "paint all crowds first"),
     (checks.paint, lambda i, s, w: paint(i, s, w, crowd_label=1), "like objects"),
     (checks.paint, lambda i, s, w: paint(i, s, w, crowds="never"), "no trace"),
     (checks.paint, lambda i, s, w: paint(i, s, w, other=None), "shows through"),
@@ -121,6 +136,7 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.augment, lambda *a: augment(*a, both=False), "only the image was mirrored"),
     (checks.augment, lambda *a: augment(*a, axis=-2), "top and bottom"),
     (checks.augment, lambda *a: augment(*a, mode="bilinear"), "invented"),
+    (checks.augment, lambda *a: augment(*a, mode="bilinear", whole=torch.trunc), "invented"),
     (checks.augment, lambda *a: augment(*a, late=True), "before the mirror"),
     (checks.augment, lambda *a: (augment(*a)[0].float(), augment(*a)[1]), "uint8"),
     (checks.augment, lambda *a: (augment(*a)[0], augment(*a)[1].float()), "int64"),
@@ -132,6 +148,7 @@ def test_stub_and_nothing_are_rejected(check):
     (checks.patient_folds, by_slice, "by slice"),
     (checks.patient_folds, val_from_next_group, "both sides"),
     (checks.patient_folds, by_seed, "more than once"),
+    (checks.patient_folds, slice_groups, "groups of slices"),
     (checks.patient_folds, lambda r, k: folds(r, k, floor_groups), "never in val"),
     (checks.patient_folds, lambda r, k: folds(r, k)[:1], "expected"),
     (checks.patient_folds, train_cut_short, "belongs to train"),

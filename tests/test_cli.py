@@ -66,7 +66,7 @@ def test_predict_writes_masks_and_overlays_and_one_bad_file_stops_nothing(run_fo
     (pictures / "bad.jpg").write_bytes(source.read_bytes()[:700])
     assert "bad.jpg" in complaint(capsys, "predict", run_folder, pictures, "--out", tmp_path / "out")
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {f"{n}{s}.png" for n in ("a", "a-2", "cmyk") for s in ("", "_overlay")}
+    assert names == {f"{n}{s}.png" for n in ("a", "a-2", "cmyk") for s in ("", "_overlay")} | {"areas.json"}
     with Image.open(tmp_path / "out" / "a.png") as mask, Image.open(source) as picture:
         assert mask.mode == "P" and mask.size == picture.size and np.asarray(mask).max() < 11
 

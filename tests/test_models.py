@@ -54,6 +54,12 @@ def test_small_image_is_refused_in_words():
         sl.create_model("segformer_b0", 5)(torch.randn(1, 3, 31, 64))
 
 
+@pytest.mark.parametrize("option", ["patch_embed", "attention", "ffn", "decoder"])
+def test_an_object_where_a_class_belongs_is_named(option):
+    with pytest.raises(ValueError, match=rf"{option} must be the class itself.*{option}=Linear, not Linear\("):
+        sl.create_model("segformer_b0", 5, **{option: torch.nn.Linear(3, 3)})
+
+
 def test_unknown_names_list_what_there_is():
     with pytest.raises(ValueError, match="segformer_b0"):
         sl.create_model("segformer_b6", 5)

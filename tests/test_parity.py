@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import segformer_lite as sl
-from segformer_lite.models.checkpoints import from_transformers
 
 transformers = pytest.importorskip("transformers", reason="the peer of the parity test")
 
@@ -33,10 +32,9 @@ def randomise(model: nn.Module) -> nn.Module:
 
 def pair(variant: str) -> tuple[nn.Module, sl.SegFormer]:
     config = transformers.SegformerConfig(num_labels=150, **CONFIGS[variant])
-    theirs = randomise(transformers.SegformerForSemanticSegmentation(config)).double().eval()
-    ours = sl.create_model(f"segformer_{variant}", 150, norm_eps=1e-5).double().eval()
-    ours.load_state_dict(from_transformers(theirs.state_dict()), strict=True)
-    return theirs, ours
+    theirs = randomise(transformers.SegformerForSemanticSegmentation(config)).eval()
+    ours = sl.SegFormer.from_pretrained(theirs.state_dict())
+    return theirs.double(), ours.double()
 
 
 def outputs(theirs: nn.Module, ours: nn.Module, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -113,10 +113,16 @@ def make_venv(root: Path) -> None:
     (root / ".venv" / "pyvenv.cfg").touch()
 
 
-def chapter(root: Path, name: str, text: str = "{}") -> Path:
+def chapter(root: Path, name: str, text: str = "") -> Path:
+    """A chapter that has been run: a cell of text, and one of code with its result."""
+    code = {"cell_type": "code", "source": text, "outputs": [{"text": "the answer"}], "execution_count": 1}
     path = root / "notebooks" / name
-    path.write_text(text)
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": "Größe"}, code], "nbformat": 4}))
     return path
+
+
+def source(path: Path) -> str:
+    return json.loads(path.read_text())["cells"][1]["source"]
 
 
 def pip_targets(course) -> list[str]:
@@ -322,7 +328,7 @@ def test_lab_copies_what_is_missing_and_never_overwrites(course, tmp_path, capsy
     chapter(tmp_path, "draft.ipynb")
     assert course.lab([]) == 0
     mine = tmp_path / "work" / "00_start_here.ipynb"
-    assert mine.read_text() == "first"
+    assert source(mine) == "first"
     assert "new: work/00_start_here.ipynb" in capsys.readouterr().out
 
     mine.write_text("my own answers")
@@ -338,20 +344,30 @@ def test_lab_copies_what_is_missing_and_never_overwrites(course, tmp_path, capsy
     assert set(os.listdir(tmp_path / "work")) == names
 
 
-def test_lab_tells_of_newer_chapters(course, tmp_path, capsys):
-    new = chapter(tmp_path, "00_start_here.ipynb", "first")
+def test_lab_copies_chapters_without_their_results(course, tmp_path):
+    original = chapter(tmp_path, "00_start_here.ipynb", "print(6 * 7)")
+    before = original.read_bytes()
     course.lab([])
-    new.write_text("better")
+    copy = json.loads((tmp_path / "work" / original.name).read_text(encoding="utf-8"))
+    due = json.loads(before)
+    due["cells"][1] |= {"outputs": [], "execution_count": None}
+    assert copy == due and original.read_bytes() == before
+
+
+def test_lab_tells_of_newer_chapters(course, tmp_path, capsys):
+    chapter(tmp_path, "00_start_here.ipynb", "first")
+    course.lab([])
+    chapter(tmp_path, "00_start_here.ipynb", "better")
     capsys.readouterr()
     for _ in range(2):      # it is told as long as it is so
         course.lab([])
         assert "changed: notebooks/00_start_here.ipynb" in capsys.readouterr().out
     mine = tmp_path / "work" / "00_start_here.ipynb"
-    assert mine.read_text() == "first"
+    assert source(mine) == "first"
     mine.rename(tmp_path / "work" / "my_start.ipynb")
     for _ in range(2):      # and no longer
         course.lab(["--no-browser"])
-        assert mine.read_text() == "better"
+        assert source(mine) == "better"
         assert "changed" not in capsys.readouterr().out
 
 

@@ -870,8 +870,9 @@ for name, rows in SETS.items():
 
 # %% [markdown]
 # The two sets give two orders. On the scenes FCN is ahead of everybody by far more than a seed, and
-# SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind, 500 steps are
-# not enough for its long decoder. On the chest slices, where everything lies in its place and the
+# SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind: 500 steps
+# are not enough for its long decoder. (With 1,500 it reaches 0.26 here: `segformer-lite train
+# --preset sample-coco --model segnet --steps 1500`.) On the chest slices, where everything lies in its place and the
 # outlines decide, SegFormer and U-Net lead (U-Net's seeds differ so much that the two can't be
 # told apart), and FCN, which answers at 1/8, falls back by more than a seed. The rims rank almost
 # as the areas do, with one thing to see: on the slices the gap between FCN and U-Net is wider at

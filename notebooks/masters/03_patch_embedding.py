@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 · Turn a picture into tokens: overlapping patch embedding
 #
-# About 50 minutes to read and run, 45 more for the exercises. The code itself takes about ten
+# About 35 minutes to read and run, 45 more for the exercises. The code itself takes about ten
 # seconds and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the
 # same here.
 
@@ -18,7 +18,8 @@
 # - what the layer norm at the end does, and what its `eps` is for;
 # - one reshape that passes every shape test and scrambles the picture.
 #
-# **What you need.** Tensors, `nn.Conv2d` and `nn.Linear`. No earlier chapter.
+# **What you need.** Tensors, `nn.Conv2d` and `nn.Linear`. No earlier chapter is needed; 01 and 02 say
+# what segmentation is and how it was done before.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -64,7 +65,10 @@ show.network(lit="patch_embed")
 # | $P$ | `kernel // 2` | 3 | 1 | zeros added around the picture |
 # | $C_i$ | `dim` | 32 | 64, 160, 256 (B0) | length of a token |
 #
-# The token map of stage $i$ has $N_i = H_i \times W_i$ tokens. In this course shapes are written
+# B0 is the smallest of six SegFormers, B0 to B5. Its encoder, the four stages, is called MiT-B0, and
+# *released* means the authors' published code and weights.
+#
+# The token map of stage $i$ has $N = H_i \times W_i$ tokens. In this course shapes are written
 # with the same letters everywhere: **B** pictures, **C** channels, **H** rows, **W** columns, **N**
 # tokens.
 
@@ -199,12 +203,13 @@ print(f"never read: {rows} row at the lower edge, {columns} column at the right 
 # ### On a real picture
 #
 # From here on the picture is a photograph that comes with matplotlib: Rear Admiral Grace Hopper,
-# cropped to 512 × 512 pixels.
+# cropped to 512 × 512 pixels. `preprocess` brings each colour to about mean 0 and spread 1, with the
+# numbers of the ImageNet pictures.
 
 # %%
 with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
     photo = torch.from_numpy(np.array(file.convert("RGB"))[20:532]).permute(2, 0, 1)[None]
-image = sl.preprocess(photo)  # uint8 -> ImageNet-normalised float
+image = sl.preprocess(photo)
 print(tuple(photo.shape), photo.dtype, "->", tuple(image.shape), image.dtype)
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 · Look everywhere without paying for it: efficient self-attention
 #
-# About 60 minutes to read and run, 50 more for the exercises. The code takes about two minutes on a
+# About 40 minutes to read and run, 50 more for the exercises. The code takes about two minutes on a
 # CPU, most of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast
 # and full are the same here.
 
@@ -66,7 +66,7 @@ show.network(lit="attention")
 # |---|---|---|---|
 # | $N = H \times W$ | `H * W` of (B, H, W, C) | 1/4, 1/8, 1/16, 1/32 per side | tokens of the stage |
 # | $C$ | `dim` | 32, 64, 160, 256 | length of a token |
-# | $N_i$ | `heads` | 1, 2, 5, 8 | independent attentions side by side |
+# | $N_i$ | `heads` | 1, 2, 5, 8 | attentions side by side (the paper uses $N$ for tokens, $N_i$ for heads) |
 # | $d_{head}$ | `dim // heads` | 32 in all stages | length of a query, key or value |
 # | $R$ | `stride ** 2` | 64, 16, 4, 1 | tokens that merge into one key |
 # | | `stride` | 8, 4, 2, 1 | the same per axis: $R$ is its square |
@@ -338,7 +338,7 @@ print("equal numbers:", torch.equal(from_strips, from_squares))
 
 # %% [markdown]
 # **Same shape, same parameters, same cost. Other tokens.** No shape check, no parameter count and
-# no stopwatch tells the strips from the squares. This is the trap of the chapter: who translates
+# no stopwatch tells the strips from the squares. This is the trap of the chapter: whoever translates
 # equation 2 word by word gets strips, and the network runs and trains.
 
 # %% [markdown]
@@ -395,7 +395,7 @@ settings = [("squares", 1), ("strips", 1), ("strips", 2), ("strips", 3)]
 fig = show.grid([paint(256, stage, merge, keys=(10, 29, 52)) for merge, stage in settings],
                 ["squares, all stages", *(f"strips, stage {stage}" for stage in (1, 2, 3))],
                 cell=1.65, interpolation="auto")
-show.figure(fig, alt=(
+show.figure(fig, colours=96, alt=(
     "The photograph at 256 pixels in grey, four times, with keys 10, 29 and 52 in red, blue and "
     "green. Squares: each key is a square of 32 by 32 pixels. Strips: in stage 1 each key is a line "
     "across the whole picture, 4 pixels high; in stage 2 half a line, 8 pixels high; in stage 3 a "
@@ -436,13 +436,13 @@ for side in (128, 256, 512):
 # </details>
 
 # %%
-sides = (128, 224, 256, 512)
+sides = (128, 224, 256)
 fig = show.grid([paint(side, 1, "strips", keys=(side // 32, side // 16 + 3)) for side in sides],
-                [f"{side} px" for side in sides], cell=1.5, interpolation="auto")
-show.figure(fig, alt=(
-    "Two strips of stage 1 in the photograph at four sizes. At 128 pixels each is two full lines "
+                [f"{side} px" for side in sides], cell=2.2, interpolation="auto")
+show.figure(fig, colours=96, alt=(
+    "Two strips of stage 1 in the photograph at three sizes. At 128 pixels each is two full lines "
     "of tokens. At 224 pixels each is one line and one seventh of a line beside it, begun at "
-    "different places. At 256 pixels each is exactly one line, at 512 pixels half a line."))
+    "different places. At 256 pixels each is exactly one line."))
 
 # %%
 for key in (10, 19):
@@ -774,8 +774,9 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # *How to read it.* Both axes are logarithmic, so a power is a straight line. Solid with marks:
-# measured. Dashed: **computed**, going on as $N^2$ from the last measured point. Left, the $O(N^2)$
-# and the $O(N^2 / R)$ line are parallel, 64 apart. In the middle the time follows them once the
+# measured. Dashed: **computed**, going on as $N^2$ from the last measured point. Left, the two full
+# forms are one line, as they have the same number of weights; that $O(N^2)$ line and the $O(N^2 / R)$
+# line are parallel, 64 apart. In the middle the time follows them once the
 # picture is large; for small ones the linear maps cost as much as the attention. Right, memory: only
 # the printed equation climbs as $N^2$. The fused forms hold little more than the tokens themselves.
 
@@ -939,7 +940,7 @@ light = {"interpolation": "auto", "cmap": "gray", "vmin": 0, "vmax": 0.8}
 fig = show.grid(panels, titles, columns=5, cell=1.2, **light)
 for ax, pixel in zip(fig.axes[::5], [(70, 128), (170, 190)]):
     mark(ax, pixel)
-show.figure(fig, alt=(
+show.figure(fig, colours=192, alt=(
     "Two queries in a synthetic scene, one per row, and the scene lit by their attention in one head "
     "of each stage. In stages 1 and 2 the light is dim and nearly even; in stages 3 and 4 a few of "
     "the 8 by 8 squares are bright and most are dark."))
@@ -956,14 +957,16 @@ show.figure(fig, alt=(
 
 # %% tags=["nbval-ignore-output"]
 panels = [lit(weights) for weights in heads_of(model, 4, (70, 128))]
-fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=8, cell=0.78, **light)
-show.figure(fig, alt=(
-    "The scene lit by the attention of one query in each of the eight heads of stage 4. In some "
-    "heads a few squares are bright, in others the light is nearly even."))
+fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=4, cell=1.25, **light)
+show.figure(fig, colours=64, alt=(
+    "The scene lit by the attention of one query in each of the eight heads of stage 4. In every "
+    "head a few squares are bright and most are dark; many of the bright ones are the same in all "
+    "heads."))
 
 # %% [markdown]
 # Each head has its own queries and keys, 32 numbers each. One softmax can share out its weight in
-# one way only, eight can do it in eight. Some heads have begun to choose, others hardly at all.
+# one way only, eight can do it in eight. Here all have begun to choose, and many chose the same
+# squares: heads *may* differ, but nothing makes them.
 #
 # Be careful with such pictures. They say which places a query *takes from*. They do not say that the
 # final mask depends on these places: the values still pass through other blocks, and the residual

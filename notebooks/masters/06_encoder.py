@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 · Build the encoder: blocks, stages, the Mix Transformer
 #
-# About 75 minutes to read and run, 70 more for the exercises. The code takes about one minute on
+# About 45 minutes to read and run, 70 more for the exercises. The code takes about one minute on
 # two CPU cores, most of it two short trainings, and about 1.5 GB of memory. No GPU is needed, and
 # the modes fast and full are the same here.
 
@@ -82,10 +82,14 @@ show.network(lit=("patch_embed", "attention", "mix_ffn"))
 # parts:
 
 # %%
+from segformer_lite.models.segformer import init_weights
+
 tokens = torch.randn(1, 16, 16, 32)  # (B, H, W, C)
 norm1, norm2 = nn.LayerNorm(32, eps=1e-6), nn.LayerNorm(32, eps=1e-6)
 attention = sl.EfficientSelfAttention(32, heads=1, stride=8)
 ffn = sl.MixFFN(32, expansion=4)
+for part in (attention, ffn):
+    part.apply(init_weights)  # the released start; more on it below
 
 # %% [markdown]
 # **The first branch.** Normalise, attend. The result is not the new map: it is *added* to the old
@@ -104,7 +108,7 @@ print("branch", tuple(looked.shape), "| sum", tuple(after_attention.shape))
 worked = ffn(norm2(after_attention))
 after_block = after_attention + worked
 for name, part in {"tokens": tokens, "attention adds": looked, "Mix-FFN adds": worked}.items():
-    print(f"{name:<15} size {part.std():.2f}")
+    print(f"{name:<15} size {part.std():.3f}")
 
 # %% [markdown]
 # *Size* is the standard deviation over all numbers. A fresh block adds little to what comes in; it
@@ -217,8 +221,6 @@ assert 5 < stacks["pre-norm"][0][-1] < 10
 # hardly add anything.
 
 # %%
-from segformer_lite.models.segformer import init_weights
-
 sizes, likeness = stack(ORDERS["pre-norm"], init_weights)
 print(f"released start, 40 blocks: size {sizes[-1]:.2f}, likeness to the start {likeness[-1]:.2f}")
 

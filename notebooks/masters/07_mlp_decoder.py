@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 07 · Turn four maps into one mask: the all-MLP decoder
 #
-# About 70 minutes to read and run, 75 more for the exercises. The code takes about half a minute
+# About 45 minutes to read and run, 75 more for the exercises. The code takes about half a minute
 # and less than 2 GB of memory on a CPU; the optional training at the end takes one minute more. No
 # GPU is needed, and the modes fast and full are the same here.
 
 # %% [markdown]
-# **What you build.** The decoder of SegFormer in four lines, then the same decoder at a fifth of
-# the work, and with it the complete network, which learns a first picture by heart.
+# **What you build.** The decoder of SegFormer in four lines, then the same decoder at less than a
+# fifth of the work, and with it the complete network, which learns a first picture by heart.
 #
 # **What you learn.**
 #
@@ -79,7 +79,7 @@ show.network(lit="decoder")
 # | $F_i$ | `features[i - 1]` | 1/4, 1/8, 1/16, 1/32 | map of stage $i$ |
 # | $C_i$ | `in_channels` | 32, 64, 160, 256 | its channels |
 # | $C$ | `dim` | 256 | width of the decoder |
-# | $N_{cls}$ | `num_classes` | 150 for ADE20K | classes, background included |
+# | $N_{cls}$ | `num_classes` | 150 for ADE20K | classes (background is one in COCO and chest CT, not in ADE20K) |
 #
 # (Where the second line is printed the paper has $W/4 \times W/4$. The height is meant.)
 
@@ -279,7 +279,7 @@ assert in_decoder == sum(by_hand(in_channels, 256, 150, 512, 512).values())
 print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / in_all:.0%}")
 
 # %% [markdown]
-# **C.** 8.39 G is the 8.4 of the paper's Table 1a, and 62 % of it are spent in the "lightweight"
+# **C.** 8.39 G is the 8.4 of the paper's Table 1a, and 62 % of it is spent in the "lightweight"
 # decoder. *Why?* One matrix, `fuse`, takes 4.29 G, more than the whole encoder: it has only 262,144
 # weights, but each is used at all 16,384 pixels of F1's size. The encoder works mostly on small
 # maps.
@@ -582,11 +582,11 @@ print(f"best linear: from {linear_answer.min():.2f} to {linear_answer.max():.2f}
 # %%
 pictures = [stripes, half, answer, linear_answer, with_relu]
 titles = ["F1 says", "F4 says", "the answer", "best linear", "two ReLUs"]
-fig = show.grid(pictures, titles, columns=5, cell=1.35, cmap="gray", vmin=0, vmax=1)
+fig = show.grid(pictures, titles, columns=5, cell=1.35, cmap="cividis", vmin=0, vmax=1)
 show.figure(fig, alt=(
-    "Five squares. F1 says: vertical stripes. F4 says: left half dark, right half light. The "
-    "answer: stripes that change places with their gaps in the middle. The best linear "
-    "combination is an even grey. Two ReLUs give the answer exactly."))
+    "Five squares, 0 dark blue and 1 yellow. F1 says: vertical stripes. F4 says: left half dark, right "
+    "half light. The answer: stripes that change places with their gaps in the middle. The best linear "
+    "combination is one even grey. Two ReLUs give the answer exactly."))
 
 # %% [markdown]
 # The best linear combination of the two levels is grey: it has no idea. Two hidden channels with a
@@ -904,7 +904,8 @@ show.figure(fig, alt=(
     "it is gone, and the corners of the lungs are cut off."))
 
 # %% [markdown]
-# The whole set in the table, one slice in the picture. From stride 2 to stride 16 the heart loses
+# The whole set in the table, one slice in the picture. (The small black disc below the trachea is air
+# in the gullet; it has no class.) From stride 2 to stride 16 the heart loses
 # little, the lungs lose their rims and corners, and the trachea is lost altogether: about fourteen
 # pixels across here, it is kept at stride 4, shrunk at 8 and gone at 16. That is so at 256 pixels a
 # side. Train with slices scaled to 128, as one does to save time, and a stride of 4 acts on the
@@ -960,13 +961,17 @@ for dim, (m, g, miou) in TABLE_1B.items():
 fig, ax = plt.subplots(figsize=(5.2, 2.5))
 for column, name, style in ((0, "as printed", "o-"), (1, "folded", "s--")):
     ax.plot([w[column] for w in widths.values()], [row[2] for row in TABLE_1B.values()], style, label=name)
-for dim, (printed_work, _) in widths.items():
-    ax.annotate(dim, (printed_work, TABLE_1B[dim][2]), xytext=(4, -10), fontsize=8,
-                textcoords="offset points")
-ax.set(xlabel="G multiply-accumulates at 512 px", ylabel="mIoU on ADE20K (paper)", ylim=(44.5, 46))
+for dim, pair in widths.items():
+    for work, place in zip(pair, ((4, -10), (-4, 5))):
+        ax.annotate(dim, (work, TABLE_1B[dim][2]), xytext=place, fontsize=8, textcoords="offset points",
+                    ha="left" if place[0] > 0 else "right")
+ax.set(xlabel="G multiply-accumulates at 512 px", ylabel="mIoU on ADE20K (paper)", ylim=(44.5, 46),
+       xscale="log", xlim=(17, 400))
+ax.minorticks_off()
+ax.set_xticks([20, 50, 100, 200, 300], [20, 50, 100, 200, 300])
 ax.legend(loc="lower right")
 show.figure(fig, alt=(
-    "mIoU from the paper against work, five decoder widths. As printed the work runs from 26 G "
+    "mIoU from the paper against work on a logarithmic axis, five decoder widths. As printed the work runs from 26 G "
     "at width 256 to 304 G at width 2048 for a gain of 0.7 points; folded the same five points "
     "lie between 21 and 34 G."))
 

@@ -808,8 +808,8 @@ def patient_8(step, steps):
 ward["patient 8"] = train(replace(HEALTHY, rate=patient_8))
 chart("patient 8")
 show.figure(bedside("patient 8"), alt=(
-    "Left, the patient's loss is flat after a few steps, far above the healthy one. Right, label, healthy mask and patient's mask of two "
-    "slices: the patient's masks have little of the organs left."))
+    "Left, the patient's loss is flat after a few steps, far above the healthy one. Right, label, "
+    "healthy mask and patient's mask of two slices: the patient's masks have little of the organs left."))
 
 # %%
 assert session.quick or ward["patient 8"]["true"][1:].max() < 0.1, "hardly any organ is found"

@@ -25,10 +25,9 @@ def loss_curve(history: list[dict], path: str | Path | None = None) -> Figure:
         right = ax.twinx()
         right.plot(*zip(*points, strict=True), "o-", color="#D55E00", label="validation mIoU")
         right.set(ylabel="mIoU", ylim=(0, 1))
-        right.legend(loc="upper center", frameon=False)
-    ax.legend(loc="upper right", frameon=False)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False)
     if path:
-        fig.savefig(path, dpi=110)
+        fig.savefig(path, dpi=110, format="png")
         plt.close(fig)
     return fig
 

@@ -47,24 +47,23 @@ def use_style() -> None:
     matplotlib.rcParams.update(STYLE)
 
 
-def figure(fig: Figure, alt: str) -> None:
+def figure(fig: Figure, alt: str, colours: int = 256) -> None:
     """Put a figure into the notebook as PNG with its description and close it; elsewhere only close it.
 
-    alt: one or more full sentences saying what the figure shows, kept in the output's metadata.
+    alt: one or more full sentences saying what the figure shows, kept in the output's metadata. colours: how many
+    the PNG may have, at most 256; pictures in grey do with fewer, which makes a smaller file.
     A figure larger than 7 x 5 inches is made smaller. Raises ValueError when `alt` is no sentence.
     """
     if len(alt.split()) < 4:
         raise ValueError(
             f"alt={alt!r}: describe the figure in a full sentence, for readers who cannot see it"
         )
-    drawn, png = io.BytesIO(), io.BytesIO()
+    drawn, stored = io.BytesIO(), io.BytesIO()
     scale = min(1.0, *(most / inches for most, inches in zip(LARGEST, fig.get_size_inches(), strict=True)))
     fig.savefig(drawn, format="png", dpi=DPI * scale)
     plt.close(fig)
     # 256 colours are enough to the eye and make the notebook less than half as large.
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-        png, format="png", optimize=True
-    )
+    fewer_colours(Image.open(drawn).convert("RGB"), colours).save(stored, format="png", optimize=True)
     try:
         from IPython import get_ipython
         from IPython.display import display
@@ -72,8 +71,28 @@ def figure(fig: Figure, alt: str) -> None:
         return
     if get_ipython() is None:
         return
-    data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": alt}
+    data = {"image/png": base64.b64encode(stored.getvalue()).decode(), "text/plain": alt}
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def fewer_colours(picture: Image.Image, colours: int) -> Image.Image:
+    """An RGB picture with at most `colours` colours, as one with a palette.
+
+    The most frequent colours, up to half of all, stay exactly as they are: plain areas such as those of classes and
+    their legend. The others are merged to the nearest of the rest (median cut).
+    """
+    codes = np.asarray(picture).astype(int) @ (65536, 256, 1)
+    found, place, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    plain = np.argsort(-counts, kind="stable")[: colours // 2]
+    merged = colours - len(plain)
+    new = np.full(len(found), -1)
+    new[plain] = range(merged, colours)
+    new = new[place.reshape(codes.shape)]
+    rest = picture.quantize(merged, dither=Image.Dither.NONE)
+    result = Image.fromarray(np.where(new < 0, np.asarray(rest), new).astype(np.uint8))
+    palette = (rest.getpalette() + [0] * 3 * merged)[: 3 * merged]
+    result.putpalette(palette + [int(c) for code in found[plain] for c in (code >> 16, code >> 8 & 255, code & 255)])
+    return result
 
 
 def grid(

@@ -1,6 +1,9 @@
 """Files of a run: the weights that others load (safetensors), and the checkpoint that training resumes from."""
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -14,16 +17,41 @@ from .config import require_own_classes
 WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
 
 
-def save_model(model: nn.Module, path: str | Path, description: dict) -> None:
-    """Write weights as safetensors with `description` (model name, classes, size, ...) in the header.
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises OSError in one line where `path` cannot be written: the disk is full, or the folder is closed to us."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot write {path} ({reason}): make room there or choose another folder; "
+                      "what was there before is whole") from None
 
-    Written beside, then renamed: a crash leaves the old file or the new one, never half of one.
+
+@contextmanager
+def beside(path: str | Path) -> Iterator[Path]:
+    """The file to write in place of `path`, which it becomes once it is whole, in a folder made if need be.
+
+    A crash leaves the old file or the new one, never half of one. Raises OSError as `writing` does.
     """
-    beside = Path(path).with_suffix(".part")
+    path = Path(path)
+    part = path.with_suffix(".part")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def save_model(model: nn.Module, path: str | Path, description: dict) -> None:
+    """Write weights as safetensors with `description` (model name, classes, size, ...) in the header."""
     # safetensors wants plain row-major tensors; channels-last weights are only another layout of the same values.
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, beside, metadata={"segformer_lite": json.dumps(description)})
-    beside.replace(path)
+    with beside(path) as part:
+        save_file(state, part, metadata={"segformer_lite": json.dumps(description)})
 
 
 def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
@@ -58,14 +86,15 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
 
 
 def save_checkpoint(path: str | Path, step: int, model: nn.Module, optimizer, scaler, settings: dict) -> None:
-    """Write all that training needs to go on after `step` steps; beside, then renamed.
+    """Write all that training needs to go on after `step` steps.
 
     Randomness is a function of (seed, step, index), so no generator's state is kept.
     """
-    beside = Path(path).with_suffix(".part")
+    content = io.BytesIO()  # torch.save into a file tells of a full disk only that its writer lost count
     torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "settings": settings}, beside)
-    beside.replace(path)
+                "scaler": scaler.state_dict(), "settings": settings}, content)
+    with beside(path) as part:
+        part.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -84,3 +113,12 @@ def load_checkpoint(path: str | Path) -> dict:
         raise ValueError(f"{path} is not a whole checkpoint of this course ({reason[:80]}); "
                          "start the run again without --resume") from None
     return content
+
+
+def read_log(path: Path, step: int) -> list[dict]:
+    """The entries of a run's log up to `step`; of a last line that a full disk cut short, nothing."""
+    history = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError):
+            history.append(json.loads(line))
+    return [entry for entry in history if entry["step"] <= step]

@@ -21,11 +21,12 @@ class TrainConfig:
     `data`: a data set's name or the path of a folder; `data_options` go to its class (`classes`, `limit`, ...).
     `model`: a name of `list_models()`; `model_options` go to `create_model`. Images are resized to `base_size`
     px on the short side (default: `size`), augmented by `augment` ("none", "flip", "pspnet", "segformer") and
-    cut to `size` x `size`. `steps` optimiser steps of `batch_size`; `epochs`, when given, sets the steps.
+    cut to `size` x `size`. `steps` optimiser steps of `batch_size` images, those of all processes together; `epochs`,
+    when given, sets the steps.
     `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; gradients
     are clipped to norm `clip`. `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
     `eval_every` steps between validations (0: only at the end), `checkpoint_every` steps between checkpoints.
-    `workers`: processes that load data. `folder`: where the run goes (default runs/<date>-<name>).
+    `workers`: processes that load data, for each GPU. `folder`: where the run goes (default runs/<date>-<name>).
     """
 
     data: str = "sample-coco"

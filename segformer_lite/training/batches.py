@@ -1,0 +1,96 @@
+"""The batches of a run: which pictures each step sees, and how they are augmented.
+
+All of it is a function of (seed, step, index). So a run that is cut and resumed, or divided among processes, sees
+what an unbroken run of one process sees, and a checkpoint needs to hold no generator's state.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..data.transforms import augmentation, resize_short_side
+
+MEMORY_LIMIT = 2 * 2**30  # bytes of resized images that a data set may keep in memory
+
+
+def mix(*numbers: int) -> int:
+    """One seed out of several numbers, well spread."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
+
+
+class Augmented(Dataset):
+    """Items of `dataset` resized to `short_side` px and augmented; the position in the run seeds the augmentation."""
+
+    def __init__(self, dataset, short_side: int, size: int, augment: str, seed: int):
+        self.dataset, self.short_side, self.seed = dataset, short_side, seed
+        self.transform = augmentation(augment, size)
+        self.kept: dict[int, tuple] = {}
+        self.keep = len(dataset) * short_side**2 * 4 * 4 / 3 < MEMORY_LIMIT  # image and label of a 4:3 picture
+
+    def base(self, index: int) -> tuple[Tensor, Tensor]:
+        """The item at base size; decoded once if all of them fit into memory."""
+        if index in self.kept:
+            image, label = self.kept[index]
+            return image, type(label)(label.long())
+        image, label = resize_short_side(*self.dataset[index], self.short_side)
+        if self.keep:
+            self.kept[index] = image, type(label)(label.to(torch.uint8))
+        return image, label
+
+    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        position, index = position_and_index
+        # The CPU's generator alone: torch.manual_seed also visits every GPU's, which costs more than the mirror.
+        torch.default_generator.manual_seed(mix(self.seed, position, index))
+        image, label = self.transform(*self.base(index))
+        return image.as_subclass(Tensor), label.as_subclass(Tensor)
+
+
+class StepBatches(Sampler):
+    """For each step from `start` on, a list of (position in the run, index): shuffled epochs, end to end.
+
+    Of several processes, number `rank` of `processes` gets every so-manieth pair of each step's list.
+    """
+
+    def __init__(self, length: int, batch_size: int, steps: int, seed: int, start: int = 0, rank: int = 0,
+                 processes: int = 1):
+        self.length, self.batch_size, self.steps, self.seed, self.start = length, batch_size, steps, seed, start
+        self.rank, self.processes = rank, processes
+        self.epoch, self.order = -1, []
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (self.batch(step)[self.rank::self.processes] for step in range(self.start, self.steps))
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """The whole batch of one step, of all processes together."""
+        return [(p, self.index(p)) for p in range(step * self.batch_size, (step + 1) * self.batch_size)]
+
+    def index(self, position: int) -> int:
+        """Which image stands at a position of the run."""
+        if position // self.length != self.epoch:
+            self.epoch = position // self.length
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            self.order = torch.randperm(self.length, generator=generator).tolist()
+        return self.order[position % self.length]
+
+
+def one_line_errors(loader: Iterable) -> Iterator:
+    """The loader's batches; what goes wrong in a worker comes as its one line, not in the worker's whole traceback."""
+    try:
+        yield from loader
+    except (ValueError, OSError) as error:
+        if not str(error).startswith("Caught "):  # raised in this process: one line already
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise type(error)(last.partition(": ")[2]) from None
+
+
+def leave_ctrl_c(worker: int) -> None:
+    """For a loader's workers: Ctrl-C reaches them too, but it is the training process that ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,37 @@
+"""Where a network is trained, and in which precision."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device to work on; "auto" takes CUDA, then the CPU (MPS only when asked for by name)."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA GPU; use --device cpu")
+    return torch.device(device)
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type of matrix products: "auto" takes bf16 where it is native, fp16 on older GPUs, else fp32."""
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def mixed_precision(device: torch.device, dtype: torch.dtype):
+    """Matrix products in `dtype`, what needs its range in float32."""
+    if dtype == torch.float32:
+        yield
+        return
+    # On a CPU, plain matrix products beat the fused attention kernel, whose backward in bf16 is slow.
+    kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, dtype), kernel:
+        yield
