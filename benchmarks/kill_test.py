@@ -51,22 +51,23 @@ def outcome(folder: Path) -> tuple[list, list[float]]:
     return [*sl.load_model(folder)[0].state_dict().values(), *content["model"].values(), *moments], losses
 
 
-def wait_for_saves(process, path: Path, saves: int) -> None:
-    """Until the checkpoint has been written this many times, or the process has ended."""
-    def stamp():
-        return path.stat().st_mtime_ns if path.exists() else None
+def wait_for(process, changes: int, *paths: Path) -> None:
+    """Until files have come, gone or been written this many times, or the process has ended."""
+    def stamps():
+        return [path.stat().st_mtime_ns if path.exists() else None for path in paths]
 
-    last = stamp()
-    while saves and process.is_alive():
-        time.sleep(0.002)
-        if stamp() != last:
-            last, saves = stamp(), saves - 1
+    last = stamps()
+    while changes and process.is_alive():
+        time.sleep(0.001)
+        if stamps() != last:
+            last, changes = stamps(), changes - 1
 
 
 def kill_test(kills: int, work: Path, seed: int = 0) -> list[dict]:
-    """Kill `kills` times, each after 0 to 3 checkpoints and a random part of a step; a dict for each kill.
+    """Kill `kills` times, after 0 to 3 checkpoints: every other time somewhere in a step, else in the next saving.
 
-    Its keys: "step" of the checkpoint on disk, "mid_write": whether a file was left half written, beside the whole one.
+    Returns a dict for each kill. Its keys: "step" of the checkpoint on disk, "mid_write": whether a file was left half
+    written, beside the whole one.
     Raises AssertionError or ValueError where a file broke or a number changed.
     """
     fork, draw, killed = multiprocessing.get_context("fork"), random.Random(seed), []
@@ -80,8 +81,11 @@ def kill_test(kills: int, work: Path, seed: int = 0) -> list[dict]:
         process = fork.Process(target=train, args=(sample, folder))
         process.start()
         if len(killed) < kills:
-            wait_for_saves(process, folder / CHECKPOINT, draw.randint(0, 3))
-            process.join(draw.uniform(0, one_step))
+            path = folder / CHECKPOINT
+            wait_for(process, draw.randint(0, 3), path)
+            if len(killed) % 2:
+                wait_for(process, 1, path, path.with_suffix(".part"))
+            process.join(draw.uniform(0, 0.03 if len(killed) % 2 else one_step))
             process.kill()
         process.join()
         if process.exitcode == -signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""The networks. Nothing here imports anything but torch and this folder: each file can be taken as it is."""
+"""The networks. Nothing here imports anything but torch and this folder; reading weights takes safetensors as well."""
 
 from .blocks import EfficientSelfAttention, MixFFN, OverlapPatchEmbed, TransformerBlock
 from .cnn import FCN8s, SegNet, UNet
