@@ -52,7 +52,7 @@ class Augmented(Dataset):
 class StepBatches(Sampler):
     """For each step from `start` on, a list of (position in the run, index): shuffled epochs, end to end.
 
-    Of several processes, number `rank` of `processes` gets every so-manieth pair of each step's list.
+    Where several `processes` share each list, number `rank` gets every `processes`-th pair of it.
     """
 
     def __init__(self, length: int, batch_size: int, steps: int, seed: int, start: int = 0, rank: int = 0,
