@@ -1026,10 +1026,10 @@ with torch.device("meta"):
 
 # %% tags=["nbval-ignore-output"]
 path = sl.data.course_folder() / "docs" / "results" / "neighbours.json"
-stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"sets": {}}
+stored = json.loads(path.read_text(encoding="utf-8"))
 BASELINES = ("majority", "colour")
 tables = {data: content["rows"] for data, content in stored["sets"].items()}  # data set -> name -> runs
-networks = [*stored.get("costs", ())]
+networks = [*stored["costs"]]
 
 
 def mean_sd(runs, metric="miou"):
@@ -1038,7 +1038,7 @@ def mean_sd(runs, metric="miou"):
     return np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
 
 
-print(stored.get("command", "Not there yet. Train them: python benchmarks/neighbours.py"))
+print(stored["command"])
 for data, rows in tables.items():
     print(f"{data:18s}mIoU           boundary IoU   pixels")
     for name, runs in rows.items():
@@ -1066,17 +1066,16 @@ def draw_scores(ax, data, rows):
     ax.set(title=data, xlabel="M MACs of one picture", xlim=(0, None), ylim=(0, None))
 
 
-if tables:
-    fig, axes = plt.subplots(1, len(tables), figsize=(7, 3.4))
-    for ax, (data, rows) in zip(axes, tables.items()):
-        draw_scores(ax, data, rows)
-    axes[0].set_ylabel("mIoU (line: sd over seeds)")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    best = ", ".join(f"{max(networks, key=lambda name: mean_sd(rows[name]))} on {data}"
-                     for data, rows in tables.items())
-    show.figure(fig, alt=(
-        "The mean mIoU of each network against its multiply-accumulates, a panel for each data set, the "
-        f"two baselines as horizontal lines. All networks lie above both lines. Highest: {best}."))
+fig, axes = plt.subplots(1, len(tables), figsize=(7, 3.4))
+for ax, (data, rows) in zip(axes, tables.items()):
+    draw_scores(ax, data, rows)
+axes[0].set_ylabel("mIoU (line: sd over seeds)")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+best = ", ".join(f"{max(networks, key=lambda name: mean_sd(rows[name]))} on {data}"
+                 for data, rows in tables.items())
+show.figure(fig, alt=(
+    "The mean mIoU of each network against its multiply-accumulates, a panel for each data set, the "
+    f"two baselines as horizontal lines. All networks lie above both lines. Highest: {best}."))
 
 # %% [markdown]
 # Each mark is a mean over seeds, the bar through it the standard deviation; to the left is cheap,
@@ -1116,19 +1115,18 @@ def recalls(rows, name):
     return [np.mean([run[f"recall_{size}"] for run in rows[name]]) for size in SIZES]
 
 
-if tables:
-    fig, axes = plt.subplots(1, len(tables), figsize=(7, 3.3), sharey=True)
-    for ax, (data, rows) in zip(axes, tables.items()):
-        for name, (mark, colour) in MARKS.items():
-            ax.plot(recalls(rows, name), mark + "-", color=colour, label=name, lw=1)
-        ax.set(title=data, xticks=range(3), xticklabels=SIZES, ylim=(0, 1))
-    axes[0].set_ylabel("recall of the objects' pixels")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    means = {data: np.mean([recalls(rows, name) for name in networks], 0) for data, rows in tables.items()}
-    said = ", ".join(f"{data} {' '.join(f'{m:.2f}' for m in mean)}" for data, mean in means.items())
-    show.figure(fig, alt=(
-        "Recall of small, medium and large objects, a line for each network and a panel for each data "
-        f"set. Means over the networks: {said}."))
+fig, axes = plt.subplots(1, len(tables), figsize=(7, 3.3), sharey=True)
+for ax, (data, rows) in zip(axes, tables.items()):
+    for name, (mark, colour) in MARKS.items():
+        ax.plot(recalls(rows, name), mark + "-", color=colour, label=name, lw=1)
+    ax.set(title=data, xticks=range(3), xticklabels=SIZES, ylim=(0, 1))
+axes[0].set_ylabel("recall of the objects' pixels")
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+means = {data: np.mean([recalls(rows, name) for name in networks], 0) for data, rows in tables.items()}
+said = ", ".join(f"{data} {' '.join(f'{m:.2f}' for m in mean)}" for data, mean in means.items())
+show.figure(fig, alt=(
+    "Recall of small, medium and large objects, a line for each network and a panel for each data "
+    f"set. Means over the networks: {said}."))
 
 # %% [markdown]
 # One line per network. *Small* is less than 1/300 of the picture, *large* more than 3 % (COCO's

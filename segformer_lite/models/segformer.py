@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import EfficientSelfAttention, MixFFN, OverlapPatchEmbed, TransformerBlock
-from .segmenter import Segmenter, upsample
+from .segmenter import SMALLEST_SIDE, Segmenter, upsample
 
 
 class Variant(NamedTuple):
@@ -32,7 +32,6 @@ HEADS = (1, 2, 5, 8)
 REDUCTION_STRIDES = (8, 4, 2, 1)  # s per axis; the paper's R = s² = 64, 16, 4, 1
 EXPANSIONS = (4, 4, 4, 4)  # as released; Table 6 prints 8, 8, 4, 4 for B0-B4
 KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # patch embedding of each stage
-SMALLEST_SIDE = 32
 
 
 class Stage(nn.Module):

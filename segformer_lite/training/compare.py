@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..show.curves import bars
-from .checkpoint import CHECKPOINT
+from .checkpoint import CHECKPOINT, beside
 from .config import TrainConfig
 from .loop import train
 
@@ -36,9 +36,8 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write the results as JSON (beside, then renamed)."""
-        beside = Path(path).with_suffix(".part")
-        beside.write_text(json.dumps(self.results, indent=1))
-        beside.replace(path)
+        with beside(path) as part:
+            part.write_text(json.dumps(self.results, indent=1))
 
     def __str__(self) -> str:
         columns = ("miou", "miou_foreground", "boundary_iou", "pixel_accuracy")
