@@ -4,7 +4,8 @@
     python benchmarks/neighbours.py --steps 20 --seeds 1 --out work/trial
 
 Every network gets the same pictures, batches, steps and seeds. Learning rates are each network's own: of three
-settings, the one with the best mIoU after a quarter of the steps, on the scenes, with a seed of its own. Writes
+settings, the one with the best mIoU after a quarter of the steps, on the scenes, with a seed of its own. Who ends
+near the table of colours is trained once more, three times as long: does it learn slowly, or not at all? Writes
 neighbours.json, .md and .png to docs/results, with parameters, multiply-accumulates and milliseconds of each
 network. Broken off, it goes on where it stopped: finished runs lie in runs/neighbours-<steps>.
 """
@@ -33,6 +34,7 @@ NETWORKS = ("fcn8s", "segnet", "unet", "pspnet", "deeplabv3plus", "setr", "segfo
 SETS = ("sample-coco", "sample-chest-ct")
 RATES = ((1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
 SEARCH_SEED = 100
+NEAR, LONGER = 1.5, 3  # near: less than this many times the mIoU of the table of colours; so many times the steps
 
 
 def choose_rates(steps: int, runs: Path) -> dict[str, tuple[float, float]]:
@@ -50,6 +52,15 @@ def choose_rates(steps: int, runs: Path) -> dict[str, tuple[float, float]]:
         chosen[network] = max(scores, key=scores.get)
         print(network, {f"{r} x{t:g}": round(s, 3) for (r, t), s in scores.items()}, flush=True)
     return chosen
+
+
+def train_longer(configs: dict[str, sl.TrainConfig], rows: dict[str, list[dict]], seeds: int, folder: Path) -> dict:
+    """Those networks near the table of colours, trained LONGER times the steps: {"steps": ..., "rows": ...}."""
+    line = NEAR * rows["colour"][0]["miou"]
+    slow = {name: replace(config, steps=LONGER * config.steps) for name, config in configs.items()
+            if statistics.mean(run["miou"] for run in rows[name]) < line}
+    table = sl.compare(slow, seeds=seeds, folder=folder, progress=sys.stderr.isatty())
+    return {"steps": LONGER * next(iter(configs.values())).steps, "rows": table.results}
 
 
 def milliseconds(size: int, repeats: int = 15) -> dict[str, float]:
@@ -98,7 +109,8 @@ def page(results: dict) -> str:
         lines += ["", f"## {name}", "", f"{settings['steps']} steps of {settings['batch_size']} pictures of "
                   f"{settings['size']} px, from random weights.", "",
                   "| | " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|---" * 6 + "|"]
-        for row, runs in content["rows"].items():
+        longer = {f"{row}, {content['longer']['steps']} steps": runs for row, runs in content["longer"]["rows"].items()}
+        for row, runs in {**content["rows"], **longer}.items():
             values = [[run[column] for run in runs if column in run] for column in columns]
             lines.append(f"| {row} | " + " | ".join(map(mean_and_sd, values)) + " |")
     lines += ["", f"## Costs, one picture of {results['size_px']} px", "",
@@ -137,7 +149,9 @@ def main() -> None:
                    for network, (rate, times) in rates.items()}
         table = sl.compare(configs, seeds=args.seeds, folder=runs / name, progress=sys.stderr.isatty())
         print(name, table, sep="\n", flush=True)
-        sets[name] = {"settings": common.as_dict(), "rows": {**baselines(name), **table.results}}
+        rows = {**baselines(name), **table.results}
+        sets[name] = {"settings": common.as_dict(), "rows": rows,
+                      "longer": train_longer(configs, rows, args.seeds, runs / f"{name}-longer")}
     content = {
         "command": f"python benchmarks/neighbours.py --steps {args.steps} --seeds {args.seeds}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],

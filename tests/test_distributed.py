@@ -68,8 +68,9 @@ def gradients(own_mean=False):
     optimizer, scaler = make_optimizer(model, 1e-3), torch.amp.GradScaler("cpu", enabled=False)
     images, labels = (x[distributed.rank()::distributed.processes()] for x in batch_of_five())
     count, _ = distributed.agree(labels, stop=False)
-    loss, norm = loop.train_step(distributed.parallel(model, CPU), optimizer, scaler, images, labels, 1.0, 1e9,
-                                 torch.float32, None if own_mean else count)
+    loss, norm = loop.train_step(distributed.parallel(model, CPU), optimizer, scaler, images, labels, 1.0,
+                                 sl.TrainConfig(clip=1e9, class_weights=[1, 2, 1, 1]), torch.float32,
+                                 None if own_mean else count)
     found = {name: p.grad for name, p in model.named_parameters()}
     return found, distributed.mean(loss), norm, int((labels != 255).sum())
 

@@ -3,11 +3,12 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import segformer_lite as sl
-from segformer_lite.training import checkpoint, loop, segmentation_loss
+from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, segmentation_loss
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
 
 
@@ -34,6 +35,58 @@ def test_loss_of_nothing_labelled_is_zero_not_nan():
     loss = segmentation_loss(logits, torch.full((1, 12, 12), 255))
     loss.backward()
     assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_class_weights_multiply_the_pixels_of_a_class():
+    logits, labels = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    labels[0, :4] = 255
+    each = torch.nn.functional.cross_entropy(logits, labels.clamp(max=2), reduction="none")
+    weights = torch.tensor([1.0, 0.0, 3.0])
+    valid = labels != 255
+    expected = (each * weights[labels.clamp(max=2)])[valid].sum() / valid.sum()
+    assert segmentation_loss(logits, labels, class_weights=[1, 0, 3]).item() == pytest.approx(expected.item())
+
+
+def test_weights_of_classes_follow_the_root_of_their_share_and_mean_one():
+    weights = class_weights([900, 0, 90, 10])
+    assert weights[1] == 0 and weights[2] / weights[0] == pytest.approx(10**0.5, rel=1e-3)
+    assert np.dot(weights, [0.9, 0, 0.09, 0.01]) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="no class has a pixel"):
+        class_weights([0, 0])
+
+
+def test_dice_loss_by_hand():
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    labels[0, :, :2], labels[0, 3] = 1, 255  # three rows count: six pixels of each class
+    right = torch.nn.functional.one_hot(labels.clamp(max=1), 3).permute(0, 3, 1, 2) * 100.0
+    assert dice_loss(right, labels).item() == pytest.approx(0, abs=1e-6)
+    even = torch.zeros(1, 3, 4, 4)  # a third of each class everywhere: overlap 2 of sizes 4 + 6, and 0 of 4 + 0
+    assert dice_loss(even, labels).item() == pytest.approx(1 - (5 / 11 + 5 / 11 + 1 / 5) / 3)
+    total = segmentation_loss(even, labels, dice_weight=0.5)
+    assert total.item() == pytest.approx(segmentation_loss(even, labels).item() + dice_loss(even, labels).item() / 2)
+
+
+def test_a_small_region_moves_dice_more_than_cross_entropy():
+    labels = torch.zeros(1, 32, 32, dtype=torch.long)
+    labels[0, :2, :2] = 1
+    logits = torch.zeros(1, 2, 32, 32, requires_grad=True)
+    shares = []
+    for loss in (segmentation_loss, dice_loss):
+        (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+        shares.append((gradient[0, 1, :2, :2].abs().sum() / gradient[0, 1].abs().sum()).item())
+    assert shares[0] < 0.01 and shares[1] > 4 * shares[0]
+
+
+def test_loss_settings_reach_the_run(sample, tmp_path):
+    plain = sl.train(config(sample, tmp_path / "plain", steps=2), progress=False)
+    other = sl.train(config(sample, tmp_path / "other", steps=2, class_weights=np.full(11, 2.0)), progress=False)
+    assert other.history[0]["loss"] == pytest.approx(2 * plain.history[0]["loss"], rel=0.05)
+    dice = sl.train(config(sample, tmp_path / "dice", steps=2, dice_weight=1.0), progress=False)
+    assert dice.history[0]["loss"] > plain.history[0]["loss"] + 0.5
+    with pytest.raises(ValueError, match="holds 3 weights, but .* has 11 classes"):
+        sl.train(config(sample, tmp_path / "wrong", class_weights=[1, 2, 3]), progress=False)
+    with pytest.raises(ValueError, match="must not be negative"):
+        config(sample, tmp_path / "wrong", class_weights=[1, -2])
 
 
 def test_optimizer_groups():

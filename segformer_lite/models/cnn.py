@@ -101,7 +101,12 @@ class FCNDecoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         pool3, pool4, pool5 = (max_pool(f)[0] for f in features[2:])
-        score = self.score7(self.fc7(self.fc6(pool5)))
+        if min(pool5.shape[-2:]) < 3:  # there a CPU's bf16 gradient of a 7 x 7 kernel is wrong (torch 2.15)
+            with torch.autocast(pool5.device.type, enabled=False):
+                x = self.fc6(pool5.float())
+        else:
+            x = self.fc6(pool5)
+        score = self.score7(self.fc7(x))
         score = self.score4(pool4) + crop(self.up7(score), pool4)
         return self.score3(pool3) + crop(self.up4(score), pool3)
 

@@ -23,6 +23,7 @@ class TrainConfig:
     px on the short side (default: `size`), augmented by `augment` ("none", "flip", "pspnet", "segformer") and
     cut to `size` x `size`. `steps` optimiser steps of `batch_size` images, those of all processes together; `epochs`,
     when given, sets the steps.
+    `class_weights`, one for each class, and `dice_weight` change the loss (see `segmentation_loss`).
     `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; gradients
     are clipped to norm `clip`. `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
     `eval_every` steps between validations (0: only at the end), `checkpoint_every` steps between checkpoints.
@@ -37,6 +38,8 @@ class TrainConfig:
     steps: int = 1000
     epochs: float | None = None
     batch_size: int = 16
+    class_weights: list[float] | None = None
+    dice_weight: float = 0.0
     lr: float = 1e-3
     head_lr_mult: float = 10.0
     weight_decay: float = 0.01
@@ -59,6 +62,10 @@ class TrainConfig:
                 raise ValueError(f"{setting} must be at least 1, got {getattr(self, setting)}")
         if self.steps < 0 or self.size < 32:
             raise ValueError(f"steps must not be negative and size at least 32 px, got {self.steps} and {self.size}")
+        if self.class_weights is not None:
+            self.class_weights = [float(weight) for weight in self.class_weights]
+            if min(self.class_weights) < 0:
+                raise ValueError(f"class_weights must not be negative, got {min(self.class_weights)}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
 

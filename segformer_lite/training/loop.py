@@ -110,6 +110,9 @@ class Training:
             self.train_set = data.open_dataset(config.data, "train", **config.data_options)
             self.val_set = data.open_dataset(config.data, "val", **config.data_options)
         images, classes = len(self.train_set), list(self.train_set.classes)
+        if config.class_weights is not None and len(config.class_weights) != len(classes):
+            raise ValueError(f"class_weights holds {len(config.class_weights)} weights, but {config.data} has "
+                             f"{len(classes)} classes ({', '.join(classes[:4])}, ...): give one for each")
         self.steps = config.steps if config.epochs is None else math.ceil(config.epochs * images / config.batch_size)
 
         torch.manual_seed(config.seed)
@@ -154,8 +157,7 @@ class Training:
                 factor = poly_with_warmup(step, self.steps, config.warmup)
                 torch.manual_seed(mix(config.seed, step) + distributed.rank())  # drop path and dropout of this step
                 loss, norm = train_step(net, self.optimizer, self.scaler, images.to(self.device, non_blocking=True),
-                                        labels.to(self.device, non_blocking=True), factor, config.clip, self.dtype,
-                                        count)
+                                        labels.to(self.device, non_blocking=True), factor, config, self.dtype, count)
                 # A gradient scaler looks for infinite gradients on purpose, and leaves out their step.
                 self.unchecked.append(loss if self.scaler.is_enabled() else loss + 0 * norm)
                 self.done, last = step + 1, step + 1 == self.steps
@@ -229,7 +231,7 @@ class Training:
     def _resume(self) -> None:
         """Load the folder's checkpoint into model and optimiser; take its step, and the log up to there."""
         content = checkpoint.load_checkpoint(self.folder / checkpoint.CHECKPOINT)
-        old = content["settings"]
+        old = {**TrainConfig().as_dict(), **content["settings"]}  # a setting that is younger than the run: its default
         free = {"workers", "device", "folder", "name", "checkpoint_every"}  # these change no number
         changed = [key for key in self.settings if key not in free and self.settings[key] != old.get(key)]
         if changed:
@@ -243,21 +245,22 @@ class Training:
         self.history = checkpoint.read_log(self.folder / checkpoint.LOG, self.done)
 
 
-def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tensor, factor: float, clip: float,
-               dtype: torch.dtype, count: float | None = None) -> tuple[Tensor, Tensor]:
+def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tensor, factor: float,
+               config: TrainConfig, dtype: torch.dtype, count: float | None = None) -> tuple[Tensor, Tensor]:
     """One optimiser step on uint8 images (B, 3, H, W) and labels (B, H, W).
 
-    Arguments: `factor` on the learning rate; `clip`: largest norm of the gradient; `count`: see `segmentation_loss`.
+    Arguments: `factor` on the learning rate; `config`: its loss and its `clip`; `count`: see `segmentation_loss`.
     Returns the loss before the step, and the norm of its gradient before it was clipped.
     """
     model.train()
     with mixed_precision(images.device, dtype):
         logits = model(preprocess(images))
-    loss = segmentation_loss(logits.float(), labels, count=count)
+    loss = segmentation_loss(logits.float(), labels, count=count, class_weights=config.class_weights,
+                             dice_weight=config.dice_weight)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     scaler.step(optimizer)
