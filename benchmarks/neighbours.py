@@ -149,7 +149,7 @@ def main() -> None:
                    for network, (rate, times) in rates.items()}
         table = sl.compare(configs, seeds=args.seeds, folder=runs / name, progress=sys.stderr.isatty())
         print(name, table, sep="\n", flush=True)
-        rows = {**baselines(name), **table.results}
+        rows = {**baselines(*(sl.data.open_dataset(name, split) for split in ("train", "val"))), **table.results}
         sets[name] = {"settings": common.as_dict(), "rows": rows,
                       "longer": train_longer(configs, rows, args.seeds, runs / f"{name}-longer")}
     content = {
