@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import segformer_lite as sl
-from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, segmentation_loss
+from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, losses, segmentation_loss
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
 
 
@@ -28,6 +28,25 @@ def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
     labels = torch.full((2, 12, 12), 255)
     labels[0, :2] = 1
     assert segmentation_loss(logits, labels).item() == pytest.approx(torch.tensor(4.0).log().item())
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0]])
+@pytest.mark.parametrize("part", [1, 3 * 20 * 24 * 2, 2**24])  # one picture at a time, two, all
+def test_loss_part_by_part_is_the_loss_of_the_whole(part, weights, monkeypatch):
+    monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", part)
+    logits = torch.randn(3, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 3, (3, 20, 24))
+    labels[1, 5:] = 255
+    upsampled = torch.nn.functional.interpolate(logits, (20, 24), mode="bilinear")
+    each = torch.nn.functional.cross_entropy(upsampled, labels, weights and logits.new_tensor(weights),
+                                             ignore_index=255, reduction="sum")
+    whole, (gradient,) = each / (labels != 255).sum(), torch.autograd.grad(each, logits)
+    loss = segmentation_loss(logits, labels, class_weights=weights)
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(whole.item())
+    assert torch.allclose(logits.grad, 3 * gradient / (labels != 255).sum())
+    with torch.no_grad():
+        assert segmentation_loss(logits, labels, class_weights=weights).item() == pytest.approx(whole.item())
 
 
 def test_loss_of_nothing_labelled_is_zero_not_nan():

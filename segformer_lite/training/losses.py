@@ -18,11 +18,41 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, c
     one process's share of a larger one; `class_weights`: a factor for the pixels of each class; `dice_weight`: how
     much of `dice_loss` is added. Source: section 3.2 (the loss acts at label resolution).
     """
-    logits = upsample(logits, labels.shape[-2:])
     weights = None if class_weights is None else logits.new_tensor(class_weights)
-    total = F.cross_entropy(logits, labels, weights, ignore_index=ignore_index, reduction="sum")
+    total = UpsampledCrossEntropy.apply(logits, labels, weights, ignore_index)
     loss = total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
-    return loss + dice_weight * dice_loss(logits, labels, ignore_index) if dice_weight else loss
+    if dice_weight:
+        loss = loss + dice_weight * dice_loss(upsample(logits, labels.shape[-2:]), labels, ignore_index)
+    return loss
+
+
+class UpsampledCrossEntropy(torch.autograd.Function):
+    """Sum over the pixels of `F.cross_entropy(upsample(logits), labels)`, a few pictures at a time.
+
+    At label resolution logits are the largest tensor of a whole training step, 16 times those of the network, and
+    their gradient is as large. A sum's gradient can be taken part by part: only one part exists at a time.
+    """
+
+    PART = 2**24  # values of upsampled logits in a part: 64 MiB in float32
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
+        pictures = max(1, UpsampledCrossEntropy.PART // (logits.shape[1] * labels[0].numel()))
+        total, gradients = logits.new_zeros(()), []
+        for part, label in zip(logits.split(pictures), labels.split(pictures), strict=True):
+            part = part.detach().requires_grad_()
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                loss = F.cross_entropy(upsample(part, label.shape[-2:]), label, weights, ignore_index=ignore_index,
+                                       reduction="sum")
+            total += loss.detach()
+            gradients += torch.autograd.grad(loss, part) if ctx.needs_input_grad[0] else ()
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return torch.cat(ctx.saved_tensors) * gradient, None, None, None
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
