@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import cli_data, cli_look, data
+from . import cli_bench, cli_data, cli_look, data
 from .analysis import receptive_field
 from .cli_look import predict_labels
 from .evaluation import evaluate, resize_for_model
@@ -28,6 +28,8 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "data": "a folder, or sample-coco, sample-chest-ct, coco, chest_ct",
     "model": "network, e.g. segformer_b0",
     "size": "side of the training crops, px",
+    "weights": "start from these: a run's folder, a file, or owner/name on the Hugging Face hub",
+    "freeze_encoder": "train the decoder only",
     "base_size": "short side that images are resized to first, px (default: the crop's)",
     "augment": "none, flip, pspnet or segformer",
     "steps": "optimiser steps",
@@ -80,18 +82,19 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     command = partial(_command, commands)
 
-    sub = command("data", None, "make, fetch and check data sets", "data coco --images 5000")
+    sub = command("data", None, "make, fetch, pack and check data sets", "data coco --images 5000")
     cli_data.add_commands(partial(_command, sub.add_subparsers(required=True, metavar="command")))
 
-    sub = command("train", run_train, "train from scratch, evaluate, draw", "train --preset sample-coco --steps 200")
+    sub = command("train", run_train, "train, evaluate, draw", "train --preset sample-coco --steps 200")
     sub.set_defaults(stopped="stopped; training goes on from its last checkpoint with train --resume FOLDER")
     sub.add_argument("--preset", choices=list(PRESETS), help="settings to start from")
     sub.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     types = {f.name: f.type for f in fields(TrainConfig)}
     for name, help_text in SETTINGS.items():
         number = int if types[name] in (int, int | None) else float if types[name] in (float, float | None) else str
-        sub.add_argument("--" + name.replace("_", "-"), type=number, help=help_text)
-    _add_data_options(sub)
+        kind = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {"type": number}
+        sub.add_argument("--" + name.replace("_", "-"), help=help_text, **kind)
+    cli_data.add_data_options(sub)
 
     sub = command("evaluate", run_evaluate, "mIoU, Dice and more of a run on a data set",
                   "evaluate runs/2030-01-31-sample-coco")
@@ -99,9 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help="data set (default: the one it was trained on)")
     sub.add_argument("--split", default="val", choices=["train", "val"])
     sub.add_argument("--out", type=Path, help="also write the report there as JSON")
-    _add_data_options(sub)
+    cli_data.add_data_options(sub)
 
     cli_look.add_commands(command)
+    cli_bench.add_commands(command)
 
     command("doctor", run_doctor, "check this machine: one line per finding, each with a remedy", "doctor")
     return parser
@@ -113,23 +117,10 @@ def _command(commands, name: str, run, help: str, example: str) -> argparse.Argu
     return sub
 
 
-def _add_data_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--classes", type=lambda text: [c.strip() for c in text.split(",")],
-                     help="COCO classes to keep, by name: person,dog")
-    sub.add_argument("--limit", type=int, help="use this many images, chosen by seed")
-    sub.add_argument("--val-patients", type=lambda text: text.split(","), help="chest CT: patients to validate on")
-    sub.add_argument("--split-by", choices=["patient", "slice"], help="chest CT: what is divided (slices leak)")
-
-
-def _data_options(arguments) -> dict:
-    options = {key: getattr(arguments, key) for key in ("classes", "limit", "val_patients", "split_by")}
-    return {key: value for key, value in options.items() if value is not None}
-
-
 def run_train(arguments) -> None:
     """`train`: train, evaluate, and draw what the network does."""
     changes = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
-    options = _data_options(arguments)
+    options = cli_data.data_options(arguments)
     if arguments.resume:
         config = _config_of_run(arguments.resume)
     else:
@@ -158,8 +149,8 @@ def _config_of_run(folder: Path) -> TrainConfig:
     try:
         settings = json.loads(path.read_text())
         require_own_classes(settings["model_options"], path)
-        return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig)})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig) if f.name in settings})
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not the settings of a run ({error}); start anew without --resume") from None
 
 
@@ -168,7 +159,7 @@ def run_evaluate(arguments) -> None:
     model, description = cli_look.load_network(arguments)
     if not (arguments.data or description["data"]):
         raise ValueError(f"{arguments.model} names no data set: say which one, --data")
-    options = _data_options(arguments) or (description["data_options"] if arguments.data is None else {})
+    options = cli_data.data_options(arguments) or (description["data_options"] if arguments.data is None else {})
     dataset = data.open_dataset(arguments.data or description["data"], arguments.split, **options)
     report = evaluate(model, dataset, description["size"], progress=_watched())
     print(report)

@@ -1,11 +1,13 @@
-"""The `data` commands of the command line: make, fetch and check data sets."""
+"""The `data` commands of the command line: make, fetch, pack and check data sets."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from . import data
 from .data.download import chest_ct_from_kaggle, download_coco, unpack_chest_ct
+from .data.pack import IMAGES, LABELS
 from .data.verify import SHOWN, verify
 
 STOPPED = "stopped; what has come is kept: run the same command again and it goes on from here"
@@ -34,10 +36,33 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--out", type=Path, help="folder (default: where `--data chest_ct` looks for it)")
     sub.set_defaults(stopped=STOPPED)
 
+    sub = command("pack", run_pack, "resize a data set once, into two files that training reads fast",
+                  "data pack coco --size 256 --out data/coco-256")
+    sub.add_argument("source", help=f"a data set's folder, or one of {', '.join(data.NAMED)}")
+    sub.add_argument("--size", type=int, default=256, help="short side of every picture, px (default: 256)")
+    sub.add_argument("--out", type=Path, required=True, help="folder")
+    add_data_options(sub)
+    sub.set_defaults(stopped="stopped; what is packed is kept: run the same command again and it goes on from here")
+
     sub = command("verify", run_verify, "read all of a data set: what is there, what is broken, what to do",
                   "data verify data/coco")
     sub.add_argument("folder", metavar="DIR", help=f"a data set's folder, or one of {', '.join(data.NAMED)}")
     sub.set_defaults(stopped="stopped; nothing was changed")
+
+
+def add_data_options(sub) -> None:
+    """Add the flags that choose among a data set's pictures."""
+    sub.add_argument("--classes", type=lambda text: [c.strip() for c in text.split(",")],
+                     help="COCO classes to keep, by name: person,dog")
+    sub.add_argument("--limit", type=int, help="use this many images, chosen by seed")
+    sub.add_argument("--val-patients", type=lambda text: text.split(","), help="chest CT: patients to validate on")
+    sub.add_argument("--split-by", choices=["patient", "slice"], help="chest CT: what is divided (slices leak)")
+
+
+def data_options(arguments) -> dict:
+    """The values of these flags, those that were given."""
+    options = {key: getattr(arguments, key) for key in ("classes", "limit", "val_patients", "split_by")}
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def run_sample(arguments) -> None:
@@ -83,6 +108,18 @@ def run_chest_ct(arguments) -> int:
     folder = arguments.out or data.named_folder("chest_ct")
     unpack_chest_ct(arguments.zip or chest_ct_from_kaggle(), folder, progress=sys.stderr.isatty())
     return _report(folder)
+
+
+def run_pack(arguments) -> None:
+    """`data pack`: write the pack and say what it holds."""
+    began = time.perf_counter()
+    folder = data.pack_dataset(arguments.source, arguments.out, arguments.size, progress=sys.stderr.isatty(),
+                               **data_options(arguments))
+    seconds = time.perf_counter() - began
+    train, val = (len(data.open_dataset(folder, split)) for split in ("train", "val"))
+    size = sum((folder / name).stat().st_size for name in (IMAGES, LABELS))
+    print(f"packed     {train:,} + {val:,} images, {size:,} bytes, {seconds:.0f} seconds\n"
+          f"train      segformer-lite train --data {folder} --size {arguments.size}")
 
 
 def run_verify(arguments) -> int:

@@ -19,7 +19,7 @@ from .evaluation import resize_for_model
 from .models import SegFormer, Segmenter, preprocess, upsample
 from .show import masks
 from .training import load_model
-from .training.checkpoint import WEIGHTS, beside
+from .training.checkpoint import KINDS, WEIGHTS, beside
 from .training.device import choose_device
 
 PRETRAINED_SIZE = 512  # px, the short side in the released tests on ADE20K
@@ -65,6 +65,8 @@ def load_network(arguments) -> tuple[Segmenter, dict]:
         of_a_run = False
     if of_a_run:
         model, description = load_model(source)
+        if missing := [key for key in KINDS if key not in description]:
+            raise ValueError(f"{source} does not say its {missing[0]}: open it with load_model, or train it again")
     else:
         model = SegFormer.from_pretrained(source)
         description = {"data": None, "data_options": {}, "size": PRETRAINED_SIZE,
@@ -153,7 +155,7 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
             if not inside:
                 raise ValueError(f"no pictures in {path}; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
             found += inside

@@ -31,7 +31,7 @@ def test_dice_follows_from_iou():
 
 def report_of(label, prediction, classes=3):
     confusion = matrix(label, prediction, classes)
-    return Report([str(i) for i in range(classes)], confusion, np.zeros((2, classes), int), np.zeros((3, 4), int))
+    return Report([str(i) for i in range(classes)], confusion, np.zeros((2, classes), int), np.zeros((3, 5), int))
 
 
 def test_report_means_with_and_without_background():
@@ -118,7 +118,25 @@ def test_size_counts_bin_regions_and_count_found_ones():
     prediction[0:4, 0:4] = 1
     prediction[20:26, 20:22] = 1
     prediction[60:100, 60:100] = 2
-    assert metrics.size_counts(prediction, label).tolist() == [[2, 1, 52, 28], [1, 0, 100, 0], [1, 1, 1600, 1600]]
+    assert metrics.size_counts(prediction, label).tolist() == [[2, 1, 52, 28, 0], [1, 0, 100, 0, 0],
+                                                               [1, 1, 1600, 1600, 0]]
+    halves = metrics.size_counts(prediction, label, bins={"below": (0, 0.1), "above": (0.1, 1.01)})
+    assert halves.tolist() == [[3, 1, 152, 28, 0], [1, 1, 1600, 1600, 0]]
+
+
+def test_wrong_pixels_count_for_the_regions_that_their_blob_touches():
+    label = torch.zeros(100, 120, dtype=torch.int64)
+    label[0:4, 0:4] = 1  # small
+    label[0:40, 20:60] = 1  # large, bridged to the small one by a blob that is too wide
+    label[60:100, 60:100] = 2  # large
+    label[50:60, 60:100] = 255
+    prediction = torch.where(label == 255, 2, label)  # what is predicted there is neither right nor wrong
+    prediction[0:2, 4:20] = 1  # the bridge, 32 px
+    prediction[70:72, 0:10] = 1  # touches no region: wrong for none
+    prediction[90:100, 100:110] = 2  # 100 px too many
+    prediction[98:100, 60:90] = 1  # 60 px missed, wrong for class 1, of which no region touches them
+    counts = metrics.size_counts(prediction, label)
+    assert counts.tolist() == [[1, 1, 16, 16, 32], [0] * 5, [2, 2, 3200, 3140, 132]]
 
 
 class FromRed(Segmenter):
@@ -154,7 +172,7 @@ def test_evaluate_counts_every_valid_pixel_once_whatever_the_shapes(tmp_path):
     report = evaluate(model, Drawings(), progress=False, batch_size=2)
     assert report.confusion.sum() == 3 * 50 * 40 + 2 * 40 * 60 - 25
     assert report.miou == report.pixel_accuracy == report.boundary_iou == 1 and model.training
-    assert report.per_size["small"]["found"] == 1
+    assert report.per_size["small"]["found"] == report.per_size["small"]["iou"] == 1
     report.save(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["miou"] == 1
     assert "pixel_accuracy 1.000" in str(report)

@@ -30,13 +30,15 @@ def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
     assert segmentation_loss(logits, labels).item() == pytest.approx(torch.tensor(4.0).log().item())
 
 
-@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0]])
-@pytest.mark.parametrize("part", [1, 3 * 20 * 24 * 2, 2**24])  # one picture at a time, two, all
-def test_loss_part_by_part_is_the_loss_of_the_whole(part, weights, monkeypatch):
-    monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", part)
-    logits = torch.randn(3, 3, 5, 6, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(0, 3, (3, 20, 24))
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [3, 20])  # few and many: two layouts
+@pytest.mark.parametrize("pictures", [0.5, 2, 1000])  # one at a time, two, all
+def test_loss_part_by_part_is_the_loss_of_the_whole(pictures, classes, weighted, monkeypatch):
+    monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", int(pictures * classes * 20 * 24))
+    logits = torch.randn(3, classes, 5, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, classes, (3, 20, 24))
     labels[1, 5:] = 255
+    weights = torch.rand(classes).tolist() if weighted else None
     upsampled = torch.nn.functional.interpolate(logits, (20, 24), mode="bilinear")
     each = torch.nn.functional.cross_entropy(upsampled, labels, weights and logits.new_tensor(weights),
                                              ignore_index=255, reduction="sum")

@@ -871,10 +871,11 @@ for name, rows in SETS.items():
 # %% [markdown]
 # The two sets give two orders. On the scenes FCN is ahead of everybody by far more than a seed, and
 # SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind. On the chest
-# slices, where everything lies in its place and the outlines decide, SegFormer and U-Net lead (U-Net's seeds differ so much that the two can't be
-# told apart), and FCN, which answers at 1/8, falls back by more than a seed. The rims rank almost
-# as the areas do, with one thing to see: on the slices the gap between FCN and U-Net is wider at
-# the rims than in the areas. Detail handed over whole pays where the outline is the task.
+# slices, where everything lies in its place and the outlines decide, SegFormer and U-Net lead
+# (U-Net's seeds differ so much that the two can't be told apart), and FCN, which answers at 1/8,
+# falls back by more than a seed. The rims rank almost as the areas do, with one thing to see: on
+# the slices the gap between FCN and U-Net is wider at the rims than in the areas. Detail handed
+# over whole pays where the outline is the task.
 #
 # *Is SegNet unable, or slow?* The script asked it. Whoever ends within half as much again of the
 # table of colours gets three times the steps, once more with three seeds. That is no part of the
@@ -882,7 +883,7 @@ for name, rows in SETS.items():
 
 # %%
 for name, content in stored["sets"].items():
-    for network, runs in content["longer"]["rows"].items():
+    for network in content["longer"]["rows"]:
         mean, sd = mean_sd(content["longer"]["rows"], network, "miou")
         colours = content["rows"]["colour"][0]["miou"]
         print(f"{name}, {network}, {content['longer']['steps']} steps: mIoU {mean:.3f} ± {sd:.3f}, "

@@ -1,19 +1,24 @@
 """Data sets that give (image, label map) pairs, a synthetic sample of each, and the augmentation."""
 
+import inspect
 import os
 from pathlib import Path
 
 from .base import SegmentationDataset, course_folder, default_palette, read_image
+from .batch_transforms import BatchAugmentation
 from .chest_ct import ChestCT
 from .coco import CocoSegmentation
 from .folder import FolderSegmentation
+from .pack import INDEX, PackedSegmentation, pack_dataset
 from .sample import make_sample
 from .transforms import augmentation, resize_short_side
 
 __all__ = [
+    "BatchAugmentation",
     "ChestCT",
     "CocoSegmentation",
     "FolderSegmentation",
+    "PackedSegmentation",
     "SegmentationDataset",
     "augmentation",
     "course_folder",
@@ -21,6 +26,7 @@ __all__ = [
     "make_sample",
     "named_folder",
     "open_dataset",
+    "pack_dataset",
     "read_image",
     "resize_short_side",
 ]
@@ -45,9 +51,10 @@ def open_dataset(data: str | Path, split: str = "train", **options) -> Segmentat
         data: a folder, or "sample-coco", "sample-chest-ct" (made on first use), "coco", "chest_ct": these
             live under SEGFORMER_LITE_DATA, else ./data.
         split: "train" or "val".
-        options: what the data set takes besides: `CocoSegmentation`, `ChestCT` or `FolderSegmentation`.
+        options: what the data set takes besides: `CocoSegmentation`, `ChestCT`, `FolderSegmentation` or
+            `PackedSegmentation`.
 
-    Raises FileNotFoundError for a missing folder, ValueError for one of no known layout.
+    Raises FileNotFoundError for a missing folder, ValueError for one of no known layout or an option it lacks.
     """
     named = isinstance(data, str) and data in NAMED
     folder = named_folder(data) if named else Path(data)
@@ -56,13 +63,24 @@ def open_dataset(data: str | Path, split: str = "train", **options) -> Segmentat
     if not folder.is_dir():
         advice = "data/README.md says how to get it" if named else f"give a folder or one of {', '.join(NAMED)}"
         raise FileNotFoundError(f"{folder} does not exist: {advice}")
+    kind = _layout(folder)
+    known = list(inspect.signature(kind).parameters)[2:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{folder} opens as {kind.__name__}, which has no {unknown[0]!r}: it takes {', '.join(known)}")
+    return kind(folder, split, **options)
+
+
+def _layout(folder: Path) -> type[SegmentationDataset]:
+    """The data set that reads what a folder holds. Raises ValueError where none does."""
+    if (folder / INDEX).is_file():
+        return PackedSegmentation
     if any(folder.glob("annotations/instances_*.json")):
-        return CocoSegmentation(folder, split, **options)
+        return CocoSegmentation
     if (folder / "train.csv").is_file():
-        return ChestCT(folder, split, **options)
+        return ChestCT
     if (folder / "classes.txt").is_file():
-        return FolderSegmentation(folder, split, **options)
+        return FolderSegmentation
     raise ValueError(
         f"{folder} has no layout known here: expected annotations/instances_*.json (COCO), "
-        "train.csv (chest CT), or classes.txt with images/ and masks/"
+        "train.csv (chest CT), classes.txt with images/ and masks/, or pack.json"
     )

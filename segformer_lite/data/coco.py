@@ -26,6 +26,17 @@ from .base import (
 
 PAINTING_VERSION = 1  # raise it whenever paint() would draw another map: older cached maps are then not used
 VAL_SHARE = 0.15
+LARGEST_SIDE = 2**16  # px
+SIDE = (int, f"a whole number of pixels up to {LARGEST_SIDE}")
+KINDS = {  # what a field must be, and how to say it
+    "id": (int, "a whole number"),
+    "image_id": (int, "a whole number"),
+    "category_id": (int, "a whole number"),
+    "width": SIDE,
+    "height": SIDE,
+    "file_name": (str, "a file's name"),
+    "name": (str, "a text"),
+}
 
 
 class CocoSegmentation(SegmentationDataset):
@@ -183,13 +194,18 @@ def _encode(annotation: dict, size: tuple[int, int]) -> dict | None:
         if isinstance(shape, dict):
             if list(shape["size"]) != [height, width]:
                 raise ValueError(f"its run lengths are for {shape['size']}, not for [{height}, {width}]")
-            packed = isinstance(shape["counts"], str | bytes)
-            return shape if packed else coco_mask.frPyObjects(shape, height, width)
+            if isinstance(shape["counts"], str | bytes):
+                return shape
+            if sum(shape["counts"]) != width * height:  # pycocotools would leave the rest to chance
+                raise ValueError("its run lengths do not add up to the picture")
+            return coco_mask.frPyObjects(shape, height, width)
         polygons = [polygon for polygon in shape if len(polygon) >= 6]  # two points enclose no pixel
         if any(len(polygon) % 2 for polygon in polygons):
             raise ValueError("a polygon needs an x and a y for every point")
+        if any(not np.all(np.abs(np.asarray(polygon, dtype=float)) <= LARGEST_SIDE) for polygon in polygons):
+            raise ValueError("a point lies far outside of the picture")  # pycocotools would walk all the way there
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         what = f"annotation {annotation.get('id')} has an outline that cannot be drawn"
         raise ValueError(f"{what} ({error}): export it again") from None
 
@@ -203,7 +219,7 @@ def read_instances(path: Path) -> dict:
     gc.disable()  # millions of small objects, none of them garbage: looking for some doubles the time
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): the file may be cut short, fetch it again") from None
     finally:
         if collecting:
@@ -225,11 +241,11 @@ def read_instances(path: Path) -> dict:
                 raise ValueError(
                     f"{path}: {key}[{index}] has no {missing[0]!r}, which an instances file needs"
                 )
-            for field in {"id", "width", "height"}.intersection(fields):
-                if not isinstance(entry[field], int):
-                    raise ValueError(
-                        f"{path}: {key}[{index}] has {field} {entry[field]!r}, not a whole number"
-                    )
+            for field in fields:
+                wrong = KINDS.get(field) and not isinstance(entry[field], KINDS[field][0])
+                if wrong or field in ("width", "height") and not 0 < entry[field] <= LARGEST_SIDE:
+                    shown, kind = repr(entry[field])[:60], KINDS[field][1]
+                    raise ValueError(f"{path}: {key}[{index}] has {field} {shown}, not {kind}")
 
     if len(content["categories"]) >= IGNORE_INDEX:
         raise ValueError(f"{path} has {len(content['categories'])} categories: label maps hold at most 254")

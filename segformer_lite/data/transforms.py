@@ -126,7 +126,8 @@ class PhotometricDistortion(v2.Transform):
 
     Brightness moves by up to 32 of 255, contrast and saturation are multiplied by 0.5-1.5, hue turns by up to
     36 degrees (18 of OpenCV's 180 steps); contrast comes before or after those two by chance. Source:
-    SSD (Liu et al. 2016), with the numbers of SegFormer's released settings.
+    SSD (Liu et al. 2016), with the numbers of SegFormer's released settings. Each step takes images (..., 3, H, W)
+    in 0..1 and an amount, one for all or (B, 1, 1, 1).
     """
 
     def make_params(self, flat_inputs: list) -> dict:
@@ -162,10 +163,18 @@ class PhotometricDistortion(v2.Transform):
     @staticmethod
     def saturation(image: torch.Tensor, factor: float) -> torch.Tensor:
         """Scale S of HSV: every channel moves from or to the largest one, at most until the smallest is 0."""
-        low, high = image.aminmax(dim=0)
+        low, high = image.aminmax(dim=-3, keepdim=True)
         most = high / (high - low).clamp_min(1e-6)
         return high - torch.clamp(most, max=factor) * (high - image)
 
     @staticmethod
     def hue(image: torch.Tensor, turn: float) -> torch.Tensor:
-        return F.adjust_hue(image, turn)
+        """Turn H of HSV: the largest and the smallest channel's values stay, and pass on to other channels."""
+        low, high = image.aminmax(dim=-3, keepdim=True)
+        spread = high - low
+        red, green, blue = image.split(1, dim=-3)
+        difference = torch.where(high == red, green - blue, torch.where(high == green, blue - red, red - green))
+        sixth = torch.where(high == red, 0, torch.where(high == green, 2, 4))
+        hue = sixth + difference / spread.clamp_min(1e-6) + 6 * turn  # in sixths of the circle: red, yellow, green, ...
+        distance = (hue + torch.arange(5, 0, -2, device=image.device).view(3, 1, 1)) % 6
+        return high - spread * torch.minimum(distance, 4 - distance).clamp(0, 1)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from .chest_ct import ChestCT, _folder, read_pairs
 from .coco import CocoSegmentation, _pair, read_instances
 from .download.coco import RECIPE
 from .folder import FolderSegmentation, read_classes
+from .pack import INDEX, PackedSegmentation
 
 SHOWN = 10  # broken files that are listed by name
 
@@ -52,14 +53,16 @@ class Verification:
 
 
 def verify(folder: str | Path, progress: bool = False) -> Verification:
-    """Read all of a data set (COCO, chest CT, or one's own folder) and say what is there and what is broken.
+    """Read all of a data set (COCO, chest CT, one's own folder, or a pack) and say what is there and what is broken.
 
     Raises FileNotFoundError for a missing folder, ValueError for one of no known layout.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: give the folder of a data set")
-    if (folder / RECIPE).is_file() or any(folder.glob("annotations/instances_*.json")):
+    if (folder / INDEX).is_file():
+        layout, kind, rows = "pack", PackedSegmentation, list(_pack(folder, progress))
+    elif (folder / RECIPE).is_file() or any(folder.glob("annotations/instances_*.json")):
         layout, kind, rows = "COCO", CocoSegmentation, list(_coco(folder, progress))
     elif (folder / "train.csv").is_file():
         layout, kind, rows = "chest CT", ChestCT, list(_chest_ct(folder, progress))
@@ -68,7 +71,7 @@ def verify(folder: str | Path, progress: bool = False) -> Verification:
     else:
         raise ValueError(
             f"{folder} has no layout known here: expected annotations/instances_*.json (COCO), "
-            "train.csv (chest CT), or classes.txt with images/ and masks/"
+            "train.csv (chest CT), classes.txt with images/ and masks/, or pack.json"
         )
     if not any(row.broken for row in rows):
         rows += [_attempt(f"opens as {split}", lambda split=split: kind(folder, split)) for split in ("train", "val")]
@@ -165,6 +168,17 @@ def _own(root: Path, progress: bool) -> Iterator[Row]:
     yield Row("masks without image", len(alone), advice="not used: each needs an image of its name" if alone else "")
 
 
+def _pack(root: Path, progress: bool) -> Iterator[Row]:
+    again = "delete the folder and pack again"
+    for split in ("train", "val"):
+        try:
+            packed = PackedSegmentation(root, split)
+        except (ValueError, FileNotFoundError) as error:
+            yield Row(split, 0, (str(error),), again)
+        else:
+            yield _read(split, packed, again, progress, packed.check)
+
+
 def _unchecked(kind: type[SegmentationDataset], **contents) -> SegmentationDataset:
     """A data set over files that may be missing or broken, where its own constructor would stop at the first."""
     dataset = object.__new__(kind)
@@ -172,12 +186,13 @@ def _unchecked(kind: type[SegmentationDataset], **contents) -> SegmentationDatas
     return dataset
 
 
-def _read(what: str, dataset: SegmentationDataset, advice: str, progress: bool) -> Row:
-    """Read every item; pictures are decoded by several threads."""
+def _read(what: str, dataset: SegmentationDataset, advice: str, progress: bool, read: Callable | None = None) -> Row:
+    """Read every item, or what `read` reads of its index; pictures are decoded by several threads."""
+    read = read or dataset.__getitem__
 
     def complaint(index: int) -> str | None:
         try:
-            dataset[index]
+            read(index)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
 

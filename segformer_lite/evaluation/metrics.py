@@ -93,21 +93,27 @@ def connected_components(mask: np.ndarray) -> np.ndarray:
         number = new
 
 
-def size_counts(prediction: Tensor, label: Tensor, ignore_index: int = 255) -> np.ndarray:
-    """How the labelled regions of one picture fared, by size bin: int64 (3, 4).
+def size_counts(prediction: Tensor, label: Tensor, ignore_index: int = 255,
+                bins: dict[str, tuple[float, float]] = SIZE_BINS) -> np.ndarray:
+    """How the labelled regions of one picture fared, by size bin: int64 (len(bins), 5).
 
-    Rows: small, medium, large. Columns: regions, regions found (at least half of their pixels right), their
-    pixels, their pixels that are right. A region is a connected component of a foreground class.
+    Rows: `bins` of shares of the picture, rising, without gaps. Columns: regions, regions found (at least half of
+    their pixels right), their pixels, their pixels that are right, and wrong pixels in the predicted regions of their
+    class that touch them: right / (pixels + wrong) is an IoU. A region is a connected component of a foreground class.
     """
-    counts = np.zeros((len(SIZE_BINS), 4), dtype=np.int64)
-    edges = np.array([low for low, _ in SIZE_BINS.values()][1:]) * label.numel()
+    counts = np.zeros((len(bins), 5), dtype=np.int64)
+    edges = np.array([low for low, _ in bins.values()][1:]) * label.numel()
     label, prediction = label.cpu().numpy(), prediction.cpu().numpy()
     for c in np.unique(label):
         if c in (0, ignore_index):
             continue
-        regions = connected_components(label == c)
+        labelled, predicted = label == c, (prediction == c) & (label != ignore_index)
+        regions, blobs = connected_components(labelled), connected_components(predicted)
         pixels = np.bincount(regions.ravel())[1:]
-        right = np.bincount(regions[prediction == c], minlength=len(pixels) + 1)[1:]
+        right = np.bincount(regions[predicted], minlength=len(pixels) + 1)[1:]
+        region, blob = np.unique(np.stack([regions, blobs])[:, labelled & predicted], axis=1)  # pairs that touch
+        outside = np.bincount(blobs[~labelled], minlength=blobs.max() + 1)
+        wrong = np.bincount(region, outside[blob], len(pixels) + 1)[1:].astype(np.int64)
         rows = np.searchsorted(edges, pixels, side="right")
-        np.add.at(counts, rows, np.stack([np.ones_like(pixels), 2 * right >= pixels, pixels, right], axis=1))
+        np.add.at(counts, rows, np.stack([np.ones_like(pixels), 2 * right >= pixels, pixels, right, wrong], axis=1))
     return counts

@@ -13,13 +13,15 @@ from tqdm.auto import tqdm
 from ..models import Segmenter, preprocess, upsample
 from . import metrics
 
+LONGEST = 32  # times its short side is a picture's long side at most
+
 
 @dataclass
 class Report:
     """What an evaluation found; every figure follows from the counts in it.
 
     `classes`: names; `confusion` (K, K) pixels by (label, prediction); `boundary` (2, K): intersection and union of
-    boundary bands; `sizes` (3, 4): see `metrics.size_counts`; `losses`: mean cross-entropy of each picture, `names`:
+    boundary bands; `sizes` (3, 5): see `metrics.size_counts`; `losses`: mean cross-entropy of each picture, `names`:
     of each picture. Means leave out classes that are neither labelled nor predicted anywhere.
     """
 
@@ -79,10 +81,11 @@ class Report:
 
     @property
     def per_size(self) -> dict[str, dict[str, float]]:
-        """For small, medium and large regions: how many, the share found, and the recall of their pixels."""
+        """For small, medium and large regions: how many, the share found, and recall and IoU of their pixels."""
         return {name: {"regions": int(n), "found": float(found / n) if n else float("nan"),
-                       "recall": float(right / pixels) if n else float("nan")}
-                for name, (n, found, pixels, right) in zip(metrics.SIZE_BINS, self.sizes, strict=True)}
+                       "recall": float(right / pixels) if n else float("nan"),
+                       "iou": float(right / (pixels + wrong)) if n else float("nan")}
+                for name, (n, found, pixels, right, wrong) in zip(metrics.SIZE_BINS, self.sizes, strict=True)}
 
     def summary(self) -> dict[str, float]:
         """The headline figures."""
@@ -102,8 +105,8 @@ class Report:
         lines += [f"{'class':<16}{'IoU':>7}{'Dice':>7}{'recall':>8}{'share':>8}"]
         lines += [f"{name:<16}{c['iou']:>7.3f}{c['dice']:>7.3f}{c['recall']:>8.3f}{c['share']:>8.1%}"
                   for name, c in self.per_class.items() if not np.isnan(c["iou"])]
-        lines += ["", f"{'region size':<16}{'regions':>8}{'found':>7}{'recall':>8}"]
-        lines += [f"{name:<16}{s['regions']:>8}{s['found']:>7.2f}{s['recall']:>8.2f}"
+        lines += ["", f"{'region size':<16}{'regions':>8}{'found':>7}{'recall':>8}{'IoU':>7}"]
+        lines += [f"{name:<16}{s['regions']:>8}{s['found']:>7.2f}{s['recall']:>8.2f}{s['iou']:>7.2f}"
                   for name, s in self.per_size.items()]
         return "\n".join(lines)
 
@@ -128,9 +131,16 @@ def aligned_size(height: int, width: int, short_side: int, multiple: int = 32) -
 
 
 def resize_for_model(image: Tensor, short_side: int | None) -> Tensor:
-    """uint8 (3, H, W) resized to `aligned_size`; as it is when `short_side` is None."""
+    """uint8 (3, H, W) resized to `aligned_size`; as it is when `short_side` is None.
+
+    Raises ValueError for a thread of a picture, which would become one of a size that no memory holds.
+    """
     if short_side is None:
         return image
+    height, width = image.shape[-2:]
+    if max(height, width) > LONGEST * min(height, width):
+        raise ValueError(f"the picture is {height} x {width} px, one side more than {LONGEST} times the other: cut it "
+                         "into pieces")
     return TF.resize(image, list(aligned_size(*image.shape[-2:], short_side)), antialias=True)
 
 
@@ -148,7 +158,7 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
         raise ValueError(f"the model gives {model.num_classes} classes but the data set has {num_classes} "
                          f"({', '.join(dataset.classes[:4])}, ...); choose the data set it was trained on")
     report = Report(list(dataset.classes), np.zeros((num_classes, num_classes), np.int64),
-                    np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 4), np.int64),
+                    np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 5), np.int64),
                     [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
     device = next(model.parameters()).device
     was_training = model.training

@@ -214,7 +214,7 @@ def read_config(path: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
         labels = {int(k): str(name) for k, name in config.get("id2label", {}).items()}
         classes = [labels[k] for k in range(len(labels))]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not a config.json of transformers ({one_line(error)}); fetch it again") from None
     released = {"model_type": "segformer", "num_attention_heads": list(HEADS), "strides": list(STRIDES),
                 "hidden_act": "gelu"}

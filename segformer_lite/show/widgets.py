@@ -1,6 +1,7 @@
 """Widgets for notebooks: each is a pure function that gives a picture, and sliders and lists around it.
 
-Every control is reached with Tab and moved with the arrow keys; what the picture shows is said in words below it.
+Every control is reached with Tab; the arrow keys move sliders, the space bar presses buttons. (No drop-down lists: in
+JupyterLab the arrow keys leave them for the next cell.) What the picture shows is said in words below it.
 """
 
 import io
@@ -70,8 +71,8 @@ def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = 
     import ipywidgets as w
 
     height, width = as_picture(image).shape[:2]
-    network = w.Dropdown(options=list(probes), description="network")
-    layer = w.Dropdown(options=next(iter(probes.values())).layers, description="layer")
+    network, layer = (w.ToggleButtons(options=options, description=text, style={"button_width": "auto"})
+                      for options, text in ((list(probes), "network"), (next(iter(probes.values())).layers, "layer")))
     row, column = (w.IntSlider(n // 2, 0, n - 1, max(1, n // 32), description=text, continuous_update=False)
                    for n, text in ((height, "row"), (width, "column")))
     picture, words = w.Image(format="png"), w.HTML()
@@ -100,7 +101,7 @@ def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = 
     for control in (layer, row, column):
         control.observe(update, "value")
     update()
-    return w.VBox([w.HBox([network, layer]), w.HBox([row, column]), picture, words])
+    return w.VBox([w.VBox([network, layer]), w.HBox([row, column]), picture, words])
 
 
 def mask_slider(before, after, names: tuple[str, str] = ("before", "after")):

@@ -1,7 +1,8 @@
 """The batches of a run: which pictures each step sees, and how they are augmented.
 
 All of it is a function of (seed, step, index). So a run that is cut and resumed, or divided among processes, sees
-what an unbroken run of one process sees, and a checkpoint needs to hold no generator's state.
+what an unbroken run of one process sees, and a checkpoint needs to hold no generator's state. On a CPU the loader's
+workers augment picture by picture; a GPU does it itself, batch by batch, with other chances of the same distribution.
 """
 
 import hashlib
@@ -10,9 +11,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.batch_transforms import BatchAugmentation, chances, on_canvas
 from ..data.transforms import augmentation, resize_short_side
+from .config import TrainConfig
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of resized images that a data set may keep in memory
 
@@ -22,12 +25,11 @@ def mix(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest(), "little")
 
 
-class Augmented(Dataset):
-    """Items of `dataset` resized to `short_side` px and augmented; the position in the run seeds the augmentation."""
+class Resized(Dataset):
+    """Items of `dataset` resized to `short_side` px, each with the chances that its position in the run gives it."""
 
-    def __init__(self, dataset, short_side: int, size: int, augment: str, seed: int):
+    def __init__(self, dataset, short_side: int, seed: int):
         self.dataset, self.short_side, self.seed = dataset, short_side, seed
-        self.transform = augmentation(augment, size)
         self.kept: dict[int, tuple] = {}
         self.keep = len(dataset) * short_side**2 * 4 * 4 / 3 < MEMORY_LIMIT  # image and label of a 4:3 picture
 
@@ -40,6 +42,19 @@ class Augmented(Dataset):
         if self.keep:
             self.kept[index] = image, type(label)(label.to(torch.uint8))
         return image, label
+
+    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        position, index = position_and_index
+        image, label = self.base(index)
+        return image.as_subclass(Tensor), label.as_subclass(Tensor), chances(mix(self.seed, position, index))
+
+
+class Augmented(Resized):
+    """Items resized and augmented; the position in the run seeds the augmentation."""
+
+    def __init__(self, dataset, short_side: int, size: int, augment: str, seed: int):
+        super().__init__(dataset, short_side, seed)
+        self.transform = augmentation(augment, size)
 
     def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor]:
         position, index = position_and_index
@@ -78,6 +93,28 @@ class StepBatches(Sampler):
             generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
             self.order = torch.randperm(self.length, generator=generator).tolist()
         return self.order[position % self.length]
+
+
+def load(dataset, order: StepBatches, config: TrainConfig, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The augmented batches of a run: images uint8 (B, 3, size, size), labels int64 (B, size, size), on a CUDA device
+    if `device` is one, else on the CPU."""
+    on_device = augments(device)
+    items = (Resized(dataset, config.short_side, config.seed) if on_device else
+             Augmented(dataset, config.short_side, config.size, config.augment, config.seed))
+    loader = DataLoader(items, batch_sampler=order, num_workers=config.workers, worker_init_fn=leave_ctrl_c,
+                        pin_memory=device.type == "cuda", persistent_workers=config.workers > 0,
+                        collate_fn=on_canvas if on_device else None)
+    if not on_device:
+        yield from one_line_errors(loader)
+        return
+    augment = BatchAugmentation(config.augment, config.size)
+    for batch in one_line_errors(loader):
+        yield augment(*(part.to(device, non_blocking=True) for part in batch))
+
+
+def augments(device: torch.device) -> bool:
+    """Whether a device augments whole batches itself."""
+    return device.type == "cuda"
 
 
 def one_line_errors(loader: Iterable) -> Iterator:

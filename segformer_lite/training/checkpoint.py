@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..models import Segmenter, create_model
+from ..models import SegFormer, Segmenter, create_model
 from .config import require_own_classes
 
 WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
+KINDS = {"model": str, "model_options": dict, "classes": list, "palette": list, "size": int, "data": str,
+         "data_options": dict}  # what the header of a run's weights holds
 
 
 @contextmanager
@@ -72,10 +75,13 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from None
     if "segformer_lite" not in metadata:
         raise ValueError(f"{path} was not written by segformer_lite: its header names no model")
-    description = json.loads(metadata["segformer_lite"])
+    description = read_description(metadata["segformer_lite"], path)
     options = {**description["model_options"], **options}
     require_own_classes(options, path)
-    model = create_model(description["model"], len(description["classes"]), **options)
+    try:
+        model = create_model(description["model"], len(description["classes"]), **options)
+    except (TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"{path} describes a {description['model']} that cannot be built ({error})") from None
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -83,6 +89,41 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
         expected = f"{description['model']} with {len(description['classes'])} classes"
         raise ValueError(f"{path} does not fit {expected}: {first}") from None
     return model.eval(), description
+
+
+def read_description(text: str, path: Path) -> dict:
+    """What the header of a file of weights says of its network; ValueError, naming the file, where it is damaged."""
+    try:
+        description = json.loads(text)
+        wrong = [key for key, kind in KINDS.items() if key in description and not isinstance(description[key], kind)]
+        wrong += [key for key in ("model", "model_options", "classes") if key not in description]
+        if not wrong:
+            names, colours = description["classes"], description.get("palette", [])
+            wrong += ["classes"] * (len(set(names)) < len(names) or not all(isinstance(name, str) for name in names))
+            wrong += ["size"] * (description.get("size", 1) < 1)
+            wrong += ["palette"] * any(len(colour) != 3 or not set(colour) <= set(range(256)) for colour in colours)
+    except (ValueError, TypeError, RecursionError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise ValueError(f"{path} has a damaged header ({wrong[0]}): copy or train it again")
+    return description
+
+
+def start_from(model: Segmenter, source: str | Path) -> None:
+    """Copy SegFormer weights from elsewhere into a network that is about to be trained.
+
+    Arguments: `source`: whatever `SegFormer.from_pretrained` takes. Where its number of classes is another, the
+    classifier starts at random; where it is an encoder only, the decoder. Raises FileNotFoundError or ValueError.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that new parts need training: they are about to get it
+        pretrained = SegFormer.from_pretrained(source, model.num_classes)
+    try:
+        model.load_state_dict(pretrained.state_dict())
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(f"{source} holds weights of another network than the one to train ({first}); choose the "
+                         "model they belong to") from None
 
 
 def save_checkpoint(path: str | Path, step: int, model: nn.Module, optimizer, scaler, settings: dict) -> None:

@@ -21,7 +21,9 @@ class TrainConfig:
     `data`: a data set's name or the path of a folder; `data_options` go to its class (`classes`, `limit`, ...).
     `model`: a name of `list_models()`; `model_options` go to `create_model`. Images are resized to `base_size`
     px on the short side (default: `size`), augmented by `augment` ("none", "flip", "pspnet", "segformer") and
-    cut to `size` x `size`. `steps` optimiser steps of `batch_size` images, those of all processes together; `epochs`,
+    cut to `size` x `size`. `weights` to start from, in place of random ones: whatever `SegFormer.from_pretrained` takes
+    (its classifier is kept where the number of classes agrees); with `freeze_encoder` the decoder alone learns.
+    `steps` optimiser steps of `batch_size` images, those of all processes together; `epochs`,
     when given, sets the steps.
     `class_weights`, one for each class, and `dice_weight` change the loss (see `segmentation_loss`).
     `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; gradients
@@ -35,6 +37,8 @@ class TrainConfig:
     size: int = 128
     base_size: int | None = None
     augment: str = "pspnet"
+    weights: str | None = None
+    freeze_encoder: bool = False
     steps: int = 1000
     epochs: float | None = None
     batch_size: int = 16

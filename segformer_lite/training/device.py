@@ -12,7 +12,10 @@ def choose_device(device: str = "auto") -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA GPU; use --device cpu")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"there is no device {device[:40]!r}: it is auto, cpu, cuda, cuda:1, ... or mps") from None
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

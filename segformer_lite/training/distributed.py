@@ -72,20 +72,21 @@ def together() -> Iterator[None]:
         raise ConnectionError("another process of this run has stopped; its own message says why") from None
 
 
-def agree(labels: Tensor, stop: bool, ignore_index: int = 255) -> tuple[float | None, bool]:
+def agree(labels: Tensor, stop: bool, ignore_index: int = 255) -> tuple[Tensor | None, bool]:
     """What the processes need to know of each other before a step: (count of valid pixels, whether any must stop).
 
     Shares hold unequally many valid pixels, so the mean of their mean losses is not the batch's mean loss. Each
     process divides its sum by the mean count instead: then the mean of their gradients is the batch's gradient.
-    Arguments: `labels` int64 (B, H, W), the process's share, on the CPU. The count is None for a lone process.
+    Arguments: `labels` int64 (B, H, W), the process's share. The count is None for a lone process, and stays on the
+    labels' device: a GPU's is not waited for.
     """
     if not dist.is_initialized():
         return None, stop
-    known = torch.stack([(labels != ignore_index).sum(), torch.tensor(stop)]).double()
+    count, stops = (labels != ignore_index).sum().double(), torch.tensor(float(stop))
     with together():
-        dist.all_reduce(known)
-    count, stops = known.tolist()
-    return max(count, 1) / processes(), stops > 0
+        dist.all_reduce(count)
+        dist.all_reduce(stops)
+    return (count.clamp(min=1) / processes()).float(), stops.item() > 0
 
 
 def mean(value: Tensor) -> Tensor:

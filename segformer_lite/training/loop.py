@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .. import data
 from ..evaluation import Report, evaluate
 from ..models import Segmenter, create_model, preprocess
 from . import checkpoint, distributed
-from .batches import Augmented, StepBatches, leave_ctrl_c, mix, one_line_errors
+from .batches import StepBatches, load, mix
 from .config import TrainConfig
 from .device import choose_device, choose_precision, mixed_precision
 from .losses import segmentation_loss
@@ -82,7 +81,7 @@ def new_folder(config: TrainConfig) -> Path:
 
 
 def train(config: TrainConfig, resume: str | Path | None = None, progress: bool = True) -> Run:
-    """Train a network from scratch, validate it, and leave everything in one folder.
+    """Train a network, from scratch or from given weights, validate it, and leave everything in one folder.
 
     Arguments: `config`; `resume`: a folder whose run goes on where it stopped, to the same numbers; `progress`:
     show bars. The folder gets config.json, log.jsonl, loss.png, checkpoint.pt, model.safetensors, report.json, and
@@ -117,6 +116,9 @@ class Training:
 
         torch.manual_seed(config.seed)
         model = create_model(config.model, len(classes), **config.model_options)
+        if config.weights and not resume:
+            checkpoint.start_from(model, config.weights)
+        model.encoder.requires_grad_(not config.freeze_encoder)
         # Channels last suits CUDA kernels; on a CPU the plain layout trains faster.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.model = model.to(device, memory_format=layout)
@@ -142,14 +144,11 @@ class Training:
     def take_steps(self) -> None:
         """Train up to the last step, or to where Ctrl-C is pressed: then raises KeyboardInterrupt, all saved."""
         config, stop = self.config, False
-        loader = DataLoader(
-            Augmented(self.train_set, config.short_side, config.size, config.augment, config.seed),
-            batch_sampler=self.batches, num_workers=config.workers, worker_init_fn=leave_ctrl_c,
-            pin_memory=self.device.type == "cuda", persistent_workers=config.workers > 0)
+        pairs = load(self.train_set, self.batches, config, self.device)
         net = distributed.parallel(self.model, self.device)
         began = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
-        with ctrl_c_waits() as asked, tqdm(one_line_errors(loader), initial=self.done, total=self.steps,
-                                           desc=config.model, unit="step", disable=not self.progress) as bar:
+        with ctrl_c_waits() as asked, tqdm(pairs, desc=config.model, initial=self.done, total=self.steps,
+                                           unit="step", disable=not self.progress) as bar:
             for step, (images, labels) in enumerate(bar, self.done):
                 count, stop = distributed.agree(labels, asked.is_set())
                 if stop:

@@ -42,8 +42,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         for part, label in zip(logits.split(pictures), labels.split(pictures), strict=True):
             part = part.detach().requires_grad_()
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                loss = F.cross_entropy(upsample(part, label.shape[-2:]), label, weights, ignore_index=ignore_index,
-                                       reduction="sum")
+                loss = F.cross_entropy(*pixel_rows(part, label), weights, ignore_index=ignore_index, reduction="sum")
             total += loss.detach()
             gradients += torch.autograd.grad(loss, part) if ctx.needs_input_grad[0] else ()
         ctx.save_for_backward(*gradients)
@@ -53,6 +52,15 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return torch.cat(ctx.saved_tensors) * gradient, None, None, None
+
+
+def pixel_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Upsampled logits and labels as cross-entropy takes them fastest on a CPU: many classes as one row for each
+    pixel, (B H W, K) and (B H W), which is how the decoder leaves them in memory; few as maps."""
+    if logits.shape[1] < 16:  # less than a vector register holds
+        return upsample(logits, labels.shape[-2:]), labels
+    logits = upsample(logits.contiguous(memory_format=torch.channels_last), labels.shape[-2:])
+    return logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:

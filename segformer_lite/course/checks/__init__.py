@@ -9,6 +9,11 @@ from .ch05 import depthwise, ffn_counts, leak_free, mix_ffn
 from .ch06 import drop_rates, encoder_count, printed_encoder, transformer_block
 from .ch07 import fold_linear, folded_network, mlp_decoder, upsample_row
 from .ch08 import augment, paint, patient_folds, run_lengths
+from .ch09 import mean_iou, region_score, squares_in_order, weighted_config
+from .ch10 import patient_dice, patient_interval, rare_recipe
+from .ch11 import erf_map, erf_side, erf_spread, own_token_model
+from .ch12 import corrupted_score, retention, swap_pixels, wrong_elements
+from .ch13 import finetune_recipe, rater_agreement, shape_outline, window_starts
 from .ch15 import pyramid_model, segments, window_attention
 from .ch16 import (
     calm_prediction,
@@ -27,11 +32,16 @@ __all__ = [
     "augment",
     "calm_prediction",
     "class_shares",
+    "corrupted_score",
     "coverage",
     "depthwise",
     "drop_rates",
     "encoder_count",
+    "erf_map",
+    "erf_side",
+    "erf_spread",
     "ffn_counts",
+    "finetune_recipe",
     "fold_linear",
     "folded_network",
     "foreground_scores",
@@ -40,36 +50,50 @@ __all__ = [
     "labelled_loss",
     "leak_free",
     "learning_rate",
+    "mean_iou",
     "mirror_both",
     "mix_ffn",
     "mlp_decoder",
+    "own_token_model",
     "paint",
     "panoptic_merge",
     "panoptic_quality",
     "patchify",
+    "patient_dice",
     "patient_folds",
+    "patient_interval",
     "plain_model",
     "printed_encoder",
     "progress",
     "pyramid_model",
+    "rare_recipe",
+    "rater_agreement",
     "raw_scores",
     "reduce_squares",
+    "region_score",
+    "retention",
     "run_lengths",
     "score_sum",
     "segments",
+    "shape_outline",
     "shrink_labels",
     "softmax_attention",
     "square_reduction",
+    "squares_in_order",
     "stage_sizes",
     "stamps",
     "strip_of_key",
+    "swap_pixels",
     "tokens_to_map",
     "transformer_block",
     "unet_count",
     "unet_side",
     "unpool",
     "upsample_row",
+    "weighted_config",
     "window_attention",
+    "window_starts",
+    "wrong_elements",
 ]
 
 for _name in __all__:  # every check notes that it passed; `progress` lists them

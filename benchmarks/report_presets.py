@@ -1,0 +1,144 @@
+"""How long the report's two experiments take on this machine: pictures a second, memory, projected hours.
+
+    python benchmarks/report_presets.py                         a CUDA GPU, about eight minutes
+    python benchmarks/report_presets.py --cards 8 16            also as if the GPU had 8 and 16 GB
+    python benchmarks/report_presets.py --steps 2 --pictures 8 --batch-size 2 --out work/trial       tries the path
+
+Synthetic pictures of full size: random pixels cost what real ones cost, once they are packed (`data pack`). A step is
+the run's own: canvases go to the device, are augmented there (on a CPU: before), forward, loss, backward, AdamW.
+Loading from a disk is not in it: benchmarks/data_rates.py measures that. Writes report-presets.json to docs/results.
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+from pathlib import Path
+
+import torch
+from torchvision import tv_tensors
+
+import segformer_lite as sl
+from segformer_lite.data import BatchAugmentation, augmentation
+from segformer_lite.data.batch_transforms import chances, on_canvas
+from segformer_lite.training.batches import augments, mix
+from segformer_lite.training.checkpoint import beside
+from segformer_lite.training.device import choose_device, choose_precision
+from segformer_lite.training.loop import train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
+PRESETS = {"report-coco": (50_000, 81, 4 / 3), "report-chest-ct": (15_000, 4, 1)}  # pictures, classes, width / height
+
+
+def synthetic(count: int, classes: int, side: int, aspect: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Pictures uint8 (3, side, side * aspect) of noise with labels in squares of 32 px."""
+    height, width = side, round(side * aspect)
+    generator = torch.Generator().manual_seed(0)
+    pictures = []
+    for _ in range(count):
+        coarse = torch.randint(0, classes, (math.ceil(height / 32), math.ceil(width / 32)), generator=generator)
+        label = coarse.repeat_interleave(32, 0).repeat_interleave(32, 1)[:height, :width]
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        pictures.append((image, label.contiguous()))
+    return pictures
+
+
+def batches(pictures: list, config: sl.TrainConfig, steps: int, device: torch.device):
+    """`steps` augmented batches, made as a run makes them."""
+    on_device = augments(device)
+    augment = BatchAugmentation(config.augment, config.size) if on_device else augmentation(config.augment, config.size)
+    for step in range(steps):
+        chosen = [pictures[(step * config.batch_size + i) % len(pictures)] for i in range(config.batch_size)]
+        if on_device:
+            canvas = on_canvas([(*pair, chances(mix(0, step, i))) for i, pair in enumerate(chosen)])
+            yield augment(*(part.pin_memory().to(device, non_blocking=True) for part in canvas))
+        else:
+            images, labels = zip(*(augment(tv_tensors.Image(image), tv_tensors.Mask(label))
+                                   for image, label in chosen), strict=True)
+            yield tuple(torch.stack([item.as_subclass(torch.Tensor) for item in items]) for items in (images, labels))
+
+
+def measure(preset: str, network: str, batch_size: int, steps: int, pictures: int, device: torch.device) -> dict:
+    """Pictures a second, peak memory and the projected hours of one network under one preset."""
+    count, classes, aspect = PRESETS[preset]
+    config = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size)
+    torch.manual_seed(0)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    model = sl.create_model(network, classes).to(device, memory_format=layout)
+    optimizer = sl.training.make_optimizer(model, config.lr)
+    dtype = choose_precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    warm, began = max(1, steps // 4), 0.0
+    source = synthetic(pictures, classes, config.short_side, aspect)
+    for step, (images, labels) in enumerate(batches(source, config, warm + steps, device)):
+        if step == warm:
+            wait(device)
+            began = time.perf_counter()
+        train_step(model, optimizer, scaler, images, labels, 1.0, config, dtype)
+    wait(device)
+    rate = steps * batch_size / (time.perf_counter() - began)
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return {"preset": preset, "network": network, "size": config.size, "batch_size": batch_size,
+            "pictures_per_second": round(rate, 1), "peak_gb": memory and round(memory, 2),
+            "hours": round(count * config.epochs / rate / 3600, 3)}
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def largest_that_fits(preset: str, network: str, gigabytes: float, args, device: torch.device) -> dict:
+    """The same with as much memory as a smaller card has: at the preset's batch size, or halved until it fits."""
+    whole = torch.cuda.get_device_properties(device).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes / whole), device)
+    batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
+    try:
+        while batch_size:
+            try:
+                return {"card_gb": gigabytes,
+                        **measure(preset, network, batch_size, args.steps, args.pictures, device)}
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                batch_size //= 2
+        return {"card_gb": gigabytes, "preset": preset, "network": network, "batch_size": 0}
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60, help="steps that are timed")
+    parser.add_argument("--pictures", type=int, default=512, help="different pictures in memory")
+    parser.add_argument("--batch-size", type=int, help="default: each preset's own")
+    parser.add_argument("--cards", type=float, nargs="*", default=[], help="GB of smaller cards to stand in for")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    args = parser.parse_args()
+    device = choose_device()
+    if args.cards and device.type != "cuda":
+        parser.error("--cards limits a GPU's memory, and torch finds no CUDA GPU here")
+
+    rows = []
+    for preset in PRESETS:
+        batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
+        for network in NETWORKS:
+            rows.append(measure(preset, network, batch_size, args.steps, args.pictures, device))
+            print(rows[-1], flush=True)
+            for gigabytes in args.cards:
+                rows.append(largest_that_fits(preset, network, gigabytes, args, device))
+                print(rows[-1], flush=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    content = {"command": f"python benchmarks/report_presets.py --steps {args.steps} --pictures {args.pictures}",
+               "device": name, "torch": torch.__version__.split("+")[0], "rows": rows}
+    args.out.mkdir(parents=True, exist_ok=True)
+    with beside(args.out / "report-presets.json") as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

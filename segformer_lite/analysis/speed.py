@@ -1,0 +1,180 @@
+"""How fast a network runs and how much memory it takes, beside others that do the same.
+
+Machines are noisy and drift, so contestants take turns in one process, and what is compared is the ratio of
+neighbouring turns. The floor beside each time is what this machine needs for the same work at its best.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Timing:
+    """Seconds of every contestant's turns, in the order they were taken: name -> list."""
+
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """Seconds of the middle turn."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, other: str) -> tuple[float, float, float]:
+        """How many times longer `name` takes than `other`, turn by turn: lower quartile, median, upper quartile."""
+        ratios = [a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
+        return tuple(statistics.quantiles(ratios, n=4, method="inclusive")) if len(ratios) > 1 else (ratios[0],) * 3
+
+
+def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device: torch.device | None = None) -> Timing:
+    """Run every function once to warm up, then `turns` times, one after the other in each turn.
+
+    Arguments: `work`: name -> function; `device`: where they compute; a GPU is waited for before the clock stops.
+    """
+    def seconds(function: Callable) -> float:
+        began = time.perf_counter()
+        function()
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    for function in work.values():
+        seconds(function)
+    times = {name: [] for name in work}
+    for _ in range(turns):
+        for name, function in work.items():
+            times[name].append(seconds(function))
+    return Timing(times)
+
+
+def flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products, convolutions and attention in one call: two for each MAC."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.device | None = None) -> int:
+    """Bytes of tensors alive at the worst moment of one call, the model's own included.
+
+    On a GPU the allocator counts. On a CPU every tensor that is made is followed until it dies, so the figure is
+    the same on every machine. A kernel's own scratch memory is seen by the first alone.
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device)
+    tracker = MemTracker()
+    tracker.track_external(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its remarks on modules that are gone concern per-module figures
+        with tracker:
+            function()
+    return sum(figures["Total"] for figures in tracker.get_tracker_snapshot("peak").values())
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, side: int = 2048) -> tuple[float, float]:
+    """What the machine reaches here and now: (operations a second of a large matrix product, bytes a second copied)."""
+    if device.type == "cpu":
+        side //= 2
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.zeros(2**26 // 4, device=device)
+    target = torch.empty_like(source)
+    timing = take_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 7, device)
+    return 2 * side**3 / min(timing.seconds["product"]), 2 * 2**26 / min(timing.seconds["copy"])
+
+
+def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A forward pass of normalised images (B, 3, H, W) without gradients, up to the logits."""
+    @torch.inference_mode()
+    def run() -> Tensor:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            return model(images)
+
+    model.eval()
+    return run
+
+
+def peers(variant: str, ours: nn.Module) -> dict[str, nn.Module | str]:
+    """Other people's SegFormers: name -> a network from normalised images to logits, or why there is none.
+
+    transformers gets our weights and computes the same function; the others have a decoder of their own.
+    """
+    makers = {"transformers": _transformers, "segmentation_models_pytorch": _smp, "segformer_pytorch": _lucidrains}
+    found = {}
+    for name, make in makers.items():
+        try:
+            found[name] = make(variant, ours)
+        except ImportError:
+            found[name] = "not installed"
+    return found
+
+
+class Logits(nn.Module):
+    """transformers' network as a plain one: it also gives the loss that comes with it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).logits
+
+    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.network(x, labels=labels).loss
+
+
+def _transformers(variant: str, ours: nn.Module) -> nn.Module:
+    import tempfile
+
+    from transformers import SegformerForSemanticSegmentation, logging
+
+    logging.disable_progress_bar()
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that two epsilons differ: `bench` looks at the logits themselves
+        ours.save_pretrained(folder)
+        return Logits(SegformerForSemanticSegmentation.from_pretrained(folder))
+
+
+def _smp(variant: str, ours: nn.Module) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    return smp.Segformer(f"mit_{variant}", encoder_weights=None, classes=ours.num_classes)
+
+
+def _lucidrains(variant: str, ours: nn.Module) -> nn.Module:
+    from segformer_pytorch import Segformer
+
+    from ..models.segformer import VARIANTS
+
+    dims, depths, width = VARIANTS[variant]
+    return Segformer(dims=dims, heads=(1, 2, 5, 8), ff_expansion=(4, 4, 4, 4), reduction_ratio=(8, 4, 2, 1),
+                     num_layers=depths, decoder_dim=width, num_classes=ours.num_classes)
+
+
+def plain_training_step(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> Callable[[], None]:
+    """The training step that a user of another package writes: its own loss if it has one, AdamW, clipped gradients."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            if isinstance(model, Logits):
+                loss = model.loss(images, labels)
+            else:
+                logits = F.interpolate(model(images).float(), labels.shape[-2:], mode="bilinear")
+                loss = F.cross_entropy(logits, labels, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    model.train()
+    return run

@@ -1,0 +1,142 @@
+"""The `bench` command: this package's SegFormer beside other people's, on the reader's own machine."""
+
+import json
+import platform
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+
+from .analysis import speed
+from .models import create_model, preprocess
+from .show.curves import bars
+from .training import TrainConfig, make_optimizer
+from .training.checkpoint import beside
+from .training.device import choose_device
+from .training.loop import train_step
+
+CLASSES = 150
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WORK = ("inference", "training")
+SAME = 1e-3  # logits of two networks that compute the same function differ by less, in float32
+
+
+def add_commands(command: Callable) -> None:
+    """Add `bench` with its flags; `command(name, run, help, example)` gives the parser of one."""
+    sub = command("bench", run_bench, "how fast: milliseconds, memory, beside other packages that are installed",
+                  "bench --variant b0 --sizes 256 512 --batches 1 8 --out work/speed.json")
+    sub.add_argument("--variant", default="b0", choices=[f"b{i}" for i in range(6)], help="SegFormer's size")
+    sub.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="sides of the pictures, px")
+    sub.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="pictures at a time")
+    sub.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
+    sub.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    sub.add_argument("--compile", action="store_true", help="all networks through torch.compile")
+    sub.add_argument("--turns", type=int, default=7, help="times that each is measured; they take turns")
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--out", type=Path, help="also write the figures there as JSON, and a picture beside it")
+
+
+def run_bench(arguments) -> None:
+    """`bench`: check that the networks agree, measure, print a line for each case."""
+    if min(*arguments.sizes, *arguments.batches, arguments.turns) < 1 or min(arguments.sizes) < 32:
+        raise ValueError("sizes must be at least 32 px, batches and turns at least 1")
+    device = choose_device(arguments.device)
+    torch.manual_seed(0)
+    ours = create_model(f"segformer_{arguments.variant}", CLASSES).to(device)
+    networks: dict[str, nn.Module] = {"segformer_lite": ours}
+    for name, network in speed.peers(arguments.variant, ours).items():
+        if isinstance(network, str):
+            print(f"{name}: {network}, left out")
+        else:
+            networks[name] = network.to(device)
+    require_equal(networks, device)
+    rates = {name: speed.ceilings(device, PRECISIONS[name]) for name in arguments.precisions}
+    for name, (operations, copied) in rates.items():
+        print(f"this machine, {name}: {operations / 1e9:,.0f} G operations a second in a matrix product, "
+              f"{copied / 1e9:.1f} GB a second copied")
+    rows = []
+    for case in product(arguments.work, arguments.precisions, arguments.sizes, arguments.batches):
+        rows.append(measure(networks, *case, arguments, device, rates[case[1]][0]))
+        print(line(rows[-1]), flush=True)
+    if arguments.out:
+        write(arguments, device, rates, rows)
+
+
+def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:
+    """Raises ValueError where transformers' network does not give the logits that it is compared for."""
+    if "transformers" not in networks:
+        return
+    x = torch.randn(1, 3, 96, 64, device=device)
+    a, b = (speed.inference(networks[name], x, torch.float32)() for name in ("segformer_lite", "transformers"))
+    if (a - b).abs().max() > SAME:
+        raise ValueError(f"transformers' logits differ by {(a - b).abs().max():.2g}: they would not be compared fairly")
+
+
+def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int, batch: int, arguments,
+            device: torch.device, operations: float) -> dict:
+    """One case: the networks in turns, their memory, and how near ours comes to the machine's matrix product."""
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
+    dtype = PRECISIONS[precision]
+    functions = {name: step(name, network, work, images, labels, dtype, arguments.compile)
+                 for name, network in networks.items()}
+    timing = speed.take_turns(functions, arguments.turns, device)
+    plain = {name: step(name, network, work, images, labels, dtype, False) for name, network in networks.items()}
+    forward = speed.flops(speed.inference(networks["segformer_lite"], preprocess(images), torch.float32))
+    flops = forward * (3 if work == "training" else 1)  # of a backward pass, two forward passes' by custom
+    seconds = timing.median("segformer_lite")
+    return {"work": work, "precision": precision, "size": size, "batch": batch, "compiled": arguments.compile,
+            "ms": {name: [round(1000 * s, 2) for s in values] for name, values in timing.seconds.items()},
+            "times_faster_than": {name: [round(r, 2) for r in timing.ratio(name, "segformer_lite")]
+                                  for name in networks if name != "segformer_lite"},
+            "peak_mb": {name: round(speed.peak_memory(plain[name], network, device) / 2**20)
+                        for name, network in networks.items()},
+            "gflop": round(flops / 1e9, 2), "share_of_matrix_product": round(flops / seconds / operations, 3)}
+
+
+def step(name: str, network: nn.Module, work: str, images: Tensor, labels: Tensor, dtype: torch.dtype,
+         compiled: bool) -> Callable[[], object]:
+    """One forward pass, or one training step as each package's users write it."""
+    if compiled:
+        network = torch.compile(network)
+    if work == "inference":
+        return speed.inference(network, preprocess(images), dtype)
+    if name != "segformer_lite":
+        return speed.plain_training_step(network, preprocess(images), labels, dtype)
+    optimizer, scaler = make_optimizer(network, 1e-4), torch.amp.GradScaler(images.device.type, enabled=False)
+    return lambda: train_step(network, optimizer, scaler, images, labels, 1.0, TrainConfig(), dtype)
+
+
+def line(row: dict) -> str:
+    """A case in words."""
+    median = sorted(row["ms"]["segformer_lite"])[len(row["ms"]["segformer_lite"]) // 2]
+    text = (f"{row['work']:<10}{row['precision']}  {row['size']:>5} px x {row['batch']:<3}{median:>9.1f} ms"
+            f"{row['peak_mb']['segformer_lite']:>7,} MB  {row['share_of_matrix_product']:.0%} of a matrix product")
+    for name, (low, middle, high) in row["times_faster_than"].items():
+        share = row["peak_mb"]["segformer_lite"] / row["peak_mb"][name]
+        text += f"; {middle:.2f} ({low:.2f}-{high:.2f}) times as fast as {name}, memory {share:.2f} of its"
+    return text
+
+
+def write(arguments, device: torch.device, rates: dict, rows: list[dict]) -> None:
+    """The figures as JSON, and as a picture how many times faster than each peer."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    content = {"variant": arguments.variant, "device": name, "threads": torch.get_num_threads(),
+               "torch": torch.__version__.split("+")[0], "classes": CLASSES,
+               "ceilings": {name: {"operations": round(o), "bytes_copied": round(c)} for name, (o, c) in rates.items()},
+               "rows": rows}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with beside(arguments.out) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    ratios = {f"{row['work']} {row['precision']} {row['size']} px x {row['batch']}, {peer}":
+              [theirs / own for theirs, own in zip(row["ms"][peer], row["ms"]["segformer_lite"], strict=True)]
+              for row in rows for peer in row["times_faster_than"]}
+    if ratios:
+        figure = bars(ratios, "times faster than the peer (1: as fast)")
+        figure.axes[0].axvline(1, color="#333333", linestyle="--", linewidth=1)
+        with beside(arguments.out.with_suffix(".png")) as part:
+            figure.savefig(part, dpi=110, format="png")
+        plt.close(figure)

@@ -1,0 +1,115 @@
+"""What training costs in operations and memory, which no machine's mood changes; and the `bench` command."""
+
+import json
+import time
+
+import pytest
+import torch
+
+import segformer_lite as sl
+from segformer_lite import cli, cli_bench
+from segformer_lite.analysis import macs, speed
+from segformer_lite.training import TrainConfig, make_optimizer
+from segformer_lite.training.loop import train_step
+
+CPU = torch.device("cpu")
+MB = 2**20
+
+
+def training_step(model, size, batch, classes):
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    labels = torch.randint(0, classes, (batch, size, size))
+    optimizer, scaler = make_optimizer(model, 1e-4), torch.amp.GradScaler("cpu", enabled=False)
+    return lambda: train_step(model, optimizer, scaler, images, labels, 1.0, TrainConfig(), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def b0():
+    torch.manual_seed(0)
+    return sl.create_model("segformer_b0", 150)
+
+
+def test_operations_of_a_forward_pass(b0):
+    assert speed.flops(speed.inference(b0, torch.randn(1, 3, 64, 96), torch.float32)) == 2 * macs(b0, (64, 96))
+
+
+def test_memory_of_a_step_holds_no_logits_at_label_resolution(b0):
+    full = 4 * 150 * 256 * 256 * 4 / MB  # of four pictures; the plain loss holds three such tensors at its worst
+    peak = speed.peak_memory(training_step(b0, 256, 4, 150), b0) / MB
+    assert peak < 385, "a training step of four pictures of 256 px took 366 MB when this was written"
+
+    def plain():
+        logits = sl.models.upsample(b0.train()(torch.randn(4, 3, 256, 256)), (256, 256))
+        torch.nn.functional.cross_entropy(logits, torch.randint(0, 150, (4, 256, 256))).backward()
+
+    assert speed.peak_memory(plain, b0) / MB > peak + full
+
+
+def test_training_takes_half_of_the_memory_that_transformers_takes(b0):
+    pytest.importorskip("transformers", reason="the peer of the speed figures")
+    theirs = speed.peers("b0", b0)["transformers"]
+    images, labels = torch.randn(4, 3, 256, 256), torch.randint(0, 150, (4, 256, 256))
+    peer = speed.peak_memory(speed.plain_training_step(theirs, images, labels, torch.float32), theirs)
+    assert speed.peak_memory(training_step(b0, 256, 4, 150), b0) < 0.5 * peer
+
+
+def test_peak_memory_follows_tensors_until_they_die():
+    def function():
+        a = torch.empty(10 * MB, dtype=torch.uint8)
+        b = a + 1
+        del a
+        return b + 1
+
+    assert speed.peak_memory(function, torch.nn.Linear(1, 1)) / MB == pytest.approx(20, abs=0.1)
+
+
+def test_turns_are_taken_one_after_the_other_and_compared_in_pairs():
+    order = []
+
+    def work(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+        return run
+
+    timing = speed.take_turns({"slow": work("slow", 0.02), "fast": work("fast", 0.002)}, turns=3)
+    assert order == ["slow", "fast"] * 4  # the first turn warms up
+    low, middle, high = timing.ratio("slow", "fast")
+    assert 1 < low <= middle <= high and timing.median("slow") >= 0.02
+
+
+def test_bench_prints_and_writes(tmp_path, capsys):
+    out = tmp_path / "new" / "speed.json"
+    assert cli.main(["bench", "--sizes", "32", "--batches", "1", "--turns", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "inference fp32" in printed and "training  fp32" in printed and "MB" in printed
+    content = json.loads(out.read_text())
+    assert [row["work"] for row in content["rows"]] == ["inference", "training"]
+    assert all(len(row["ms"]["segformer_lite"]) == 2 for row in content["rows"])
+    assert content["rows"][0]["gflop"] == pytest.approx(
+        2 * macs(sl.create_model("segformer_b0", 150), 32) / 1e9, abs=0.01)
+
+
+def test_bench_compares_only_networks_that_agree(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "peers", lambda variant, ours: {"transformers": sl.create_model("segformer_b0", 150)})
+    assert cli.main(["bench", "--sizes", "32", "--batches", "1", "--turns", "1"]) == 2
+    assert "logits differ" in capsys.readouterr().err
+
+
+def test_bench_names_peers_that_are_missing(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "peers", lambda variant, ours: {"transformers": "not installed"})
+    assert cli.main(["bench", "--sizes", "32", "--batches", "1", "--turns", "1", "--work", "inference"]) == 0
+    assert "transformers: not installed, left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [["--sizes", "16"], ["--batches", "0"], ["--turns", "0"]])
+def test_bench_refuses_in_one_line(wrong, capsys):
+    assert cli.main(["bench", *wrong]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_line_tells_the_memory_share():
+    row = {"work": "training", "precision": "fp32", "size": 64, "batch": 2, "ms": {"segformer_lite": [1.0, 2.0, 3.0]},
+           "peak_mb": {"segformer_lite": 10, "peer": 40}, "times_faster_than": {"peer": [1.0, 2.0, 3.0]},
+           "share_of_matrix_product": 0.25}
+    assert "2.00 (1.00-3.00) times as fast as peer, memory 0.25 of its" in cli_bench.line(row)
