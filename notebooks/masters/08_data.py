@@ -1049,8 +1049,17 @@ for name, size in sizes.items():
     print(f"{name:34s} {size / 1e9:5.2f} GB, {size * 8 / 100e6 / 60:4.1f} minutes at 100 Mbit/s")
 
 # %% [markdown]
-# Unpacked they need about the same again. Put them here, beside the samples, and
-# `sl.data.open_dataset("coco")` and `("chest_ct")` find them; `data/README.md` has the details.
+# Nobody needs all of it. One command fetches the annotations and only the pictures that you ask for,
+# checks each, and goes on where it was cut; another unpacks the zip from Kaggle:
+#
+# ```
+# segformer-lite data coco --images 5000 --out data/coco             # 1.9 GB
+# segformer-lite data chest-ct --zip FILE --out data/chest_ct
+# segformer-lite data verify data/coco                               # what is there, what is broken
+# ```
+#
+# They lie beside the samples, where `sl.data.open_dataset("coco")` and `("chest_ct")` find them.
+# `data/README.md` has the sizes and the details. Whoever has the archives already unpacks them there:
 #
 # | folder | holds |
 # |---|---|
@@ -1379,5 +1388,5 @@ print("equal")
 # %% [markdown]
 # ## Next
 #
-# The network is built, its data are in order: `python3 course.py run` trains it at length. Chapter 15
-# looks round: which networks SegFormer comes from, and which came from it.
+# The network is built, its data are in order. Chapter 09 trains it on COCO and puts a claim to the
+# test, chapter 10 trains it on chest CT and asks each organ of each patient.

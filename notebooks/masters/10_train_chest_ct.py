@@ -866,13 +866,14 @@ for kind in SEVERITIES:
           f"ahead at 5 in {(gain[:, 2] > 0).sum()} of {len(gain)} runs")
 
 # %% [markdown]
-# The first number is the price, on slices as they are; the others are the gain. Against brighter and
-# darker pictures colours help, even beyond the 32 grey values that training moves them by. Against
-# flatter ones they don't, although contrast is changed in training as well. *Why?* Photometric distortion
-# *multiplies* the grey values: black air stays black. A wider window lifts air to grey. Both are called
-# contrast, and to the network they are two different things. **Augment with what your scanner does, not
-# with what has the right name:** for CT that is the window itself, `ct_shifts.window` with random level and
-# width.
+# The first number is the price, on slices as they are; the others are the gain. Against darker
+# pictures colours help, in every run, even beyond the 32 grey values that training moves them by.
+# Against brighter and noisier ones the plain network loses little, so there is little to win.
+# Against flatter ones they don't help, although contrast is changed in training as well. *Why?*
+# Photometric distortion *multiplies* the grey values: black air stays black. A wider window lifts
+# air to grey. Both are called contrast, and to the network they are two different things. **Augment
+# with what your scanner does, not with what has the right name:** for CT that is the window itself,
+# `ct_shifts.window` with random level and width.
 
 # %% [markdown]
 # The same picture with a slider (optional):
@@ -1019,7 +1020,7 @@ print("evaluate: equal to counting a stack once")
 # ## What people ask
 #
 # **Why not one sigmoid for each organ, as the set's author does?** His masks may overlap, and three
-# yes-or-no answers allow that. Overlaps are a few hundred pixels in dozens of slices; a softmax over
+# yes-or-no answers allow that. Overlaps are rare; a softmax over
 # four classes decides them one way, and every score of the course applies unchanged.
 #
 # **Is a Dice of 0.9 good?** For a lung it is poor, for a trachea one cell wide it is close to the best that
@@ -1033,5 +1034,5 @@ print("evaluate: equal to counting a stack once")
 # %% [markdown]
 # ## Next
 #
-# Chapter 16, the bug clinic, breaks a training run on these slices in eight ways. If a curve of yours
-# looks odd, start there.
+# Chapter 11 looks into the network: which pixels does one place of it see? And if a curve of yours
+# looks odd, chapter 16, the bug clinic, breaks a run on these slices in eight ways.

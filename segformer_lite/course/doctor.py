@@ -115,6 +115,8 @@ def check_kernel(facts: dict, python: str) -> Result:
     return Result("notebooks", True, "the kernel python3 is there")
 
 
+FETCH = {"coco": "segformer-lite data coco --images 5000 --out data/coco",
+         "chest_ct": "segformer-lite data chest-ct --zip FILE --out data/chest_ct"}
 LAYOUTS = {     # what lies in a data set's folder, in any one of these ways
     "coco": [("annotations/instances_train2017.json", "train2017"),
              ("annotations/instances_val2017.json", "val2017")],
@@ -132,10 +134,10 @@ def check_data(data: Path) -> list[Result]:
         elif folder.is_dir():
             expected = ", or ".join(" and ".join(layout) for layout in layouts)
             results.append(Result(name, False, f"incomplete, expected {expected}",
-                                  "data/README.md shows how the folder should look"))
+                                  f"segformer-lite data verify {name} says what is missing"))
         else:
             results.append(Result(name, None, "not here, and not needed: the course makes its own sample",
-                                  "data/README.md says where the real data comes from"))
+                                  f"to have it all the same: {FETCH[data_set]}"))
     return results
 
 
