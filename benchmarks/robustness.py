@@ -126,7 +126,7 @@ def draw(results: dict, path: Path) -> None:
                 place = x + 0.27 * (i - 1)
                 ax.bar(place, statistics.mean(values), 0.25, color=COLOURS[colour], label=None if x else network)
                 ax.plot([place] * len(values), values, ".", color="#333333", markersize=4)
-        ax.set(title=title, xticks=range(len(groups)), xticklabels=groups, ylim=(0, 1))
+        ax.set(title=title, xticks=range(len(groups)), xticklabels=groups, ylim=(0, 1.05))
     axes[0].set_ylabel("retention of the clean mIoU")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     fig.savefig(path, dpi=110)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .models import SegFormer, Segmenter, preprocess, upsample
 from .show import masks
 from .training import load_model
 from .training.checkpoint import KINDS, WEIGHTS, beside
+from .training.config import LARGEST_SIZE
 from .training.device import choose_device
 
 PRETRAINED_SIZE = 512  # px, the short side in the released tests on ADE20K
@@ -57,7 +59,9 @@ def add_model_options(sub) -> None:
 
 def load_network(arguments) -> tuple[Segmenter, dict]:
     """A run's network and description, or as much for weights from elsewhere."""
-    source = arguments.model
+    source, size = arguments.model, arguments.size
+    if size is not None and not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"--size is {size}: give the short side in px, 1 to {LARGEST_SIZE}")
     try:
         with safe_open(source / WEIGHTS if source.is_dir() else source, framework="pt") as file:
             of_a_run = "segformer_lite" in (file.metadata() or {})
@@ -72,7 +76,7 @@ def load_network(arguments) -> tuple[Segmenter, dict]:
         description = {"data": None, "data_options": {}, "size": PRETRAINED_SIZE,
                        "palette": data.default_palette(model.num_classes),
                        "classes": model.classes or [f"class {i}" for i in range(model.num_classes)]}
-    return model.to(choose_device(arguments.device)), {**description, "size": arguments.size or description["size"]}
+    return model.to(choose_device(arguments.device)), {**description, "size": size or description["size"]}
 
 
 def run_predict(arguments) -> int:
@@ -117,7 +121,9 @@ def _for_each_picture(arguments, look: Callable[[torch.Tensor, str], dict], summ
     named = list(zip(pictures, _distinct(p.stem for p in pictures), strict=True))
     for path, name in tqdm(named, unit="img", desc=out.name, disable=not sys.stderr.isatty()):
         try:
-            image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, on files that it reads or refuses right afterwards
+                image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
             size = {"height": image.shape[1], "width": image.shape[2]}
             results.append({"picture": str(path), **size, **look(image, name)})
         except torch.OutOfMemoryError:

@@ -1,6 +1,7 @@
 """The checks of chapter 13: each accepts the answer, rejects the stub and planted mistakes, and says why."""
 
 import math
+from dataclasses import replace
 from itertools import combinations, combinations_with_replacement
 
 import numpy as np
@@ -60,12 +61,12 @@ def people(**changes):
     return lambda maps, c: agreement(maps, c, **changes)
 
 
-def recipe(data, weights, folder, **changes):
-    return sl.TrainConfig(**{**dict(data=data, weights=weights, folder=folder, lr=1e-4, head_lr_mult=100), **changes})
+def recipe(data, weights, folder):
+    return sl.TrainConfig(data=data, weights=weights, folder=folder, lr=1e-4, head_lr_mult=100)
 
 
 def other_recipe(**changes):
-    return lambda data, weights, folder: recipe(data, weights, folder, **changes)
+    return lambda *places: replace(recipe(*places), **changes)
 
 
 def stub(*arguments):

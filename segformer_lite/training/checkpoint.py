@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..models import SegFormer, Segmenter, create_model
-from .config import require_own_classes
+from ..models.checkpoints import require_check_sums
+from .config import LARGEST_SIZE, require_own_classes
 
 WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
 KINDS = {"model": str, "model_options": dict, "classes": list, "palette": list, "size": int, "data": str,
@@ -100,7 +101,7 @@ def read_description(text: str, path: Path) -> dict:
         if not wrong:
             names, colours = description["classes"], description.get("palette", [])
             wrong += ["classes"] * (len(set(names)) < len(names) or not all(isinstance(name, str) for name in names))
-            wrong += ["size"] * (description.get("size", 1) < 1)
+            wrong += ["size"] * (not 1 <= description.get("size", 1) <= LARGEST_SIZE)
             wrong += ["palette"] * any(len(colour) != 3 or not set(colour) <= set(range(256)) for colour in colours)
     except (ValueError, TypeError, RecursionError) as error:
         wrong = [str(error)]
@@ -147,6 +148,7 @@ def load_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume from: no {path}")
     try:
+        require_check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["step"], content["settings"]  # a foreign file has neither
     except Exception as error:  # whatever a broken file raises: zip, pickle, key and type errors alike
@@ -157,9 +159,11 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def read_log(path: Path, step: int) -> list[dict]:
-    """The entries of a run's log up to `step`; of a last line that a full disk cut short, nothing."""
+    """The entries of a run's log up to `step`; of a line that a full disk cut short, nothing."""
     history = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):
-            history.append(json.loads(line))
-    return [entry for entry in history if entry["step"] <= step]
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            entry = json.loads(line)
+            if entry["step"] <= step and entry["loss"] + entry.setdefault("seconds", 0) >= 0:
+                history.append(entry)
+    return history

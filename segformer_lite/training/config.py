@@ -1,7 +1,11 @@
 """What a training run is: every setting in one dataclass, and the named presets."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from typing import get_args
 
+LARGEST_SIZE = 2**14  # px
 OWN_CLASS = "own class "  # how a file notes that a learner's class was put into the network
 
 
@@ -61,9 +65,13 @@ class TrainConfig:
     folder: str | None = None
 
     def __post_init__(self):
+        self._require_numbers()
         for setting in ("size", "batch_size", "checkpoint_every"):
             if getattr(self, setting) < 1:
                 raise ValueError(f"{setting} must be at least 1, got {getattr(self, setting)}")
+        if max(self.size, self.short_side) > LARGEST_SIZE or self.workers > 1024 or self.seed >= 2**63:
+            raise ValueError(f"size and base_size are at most {LARGEST_SIZE} px, workers 1024, seed 2**63 - 1; got "
+                             f"{self.size}, {self.base_size}, {self.workers}, {self.seed}")
         if self.steps < 0 or self.size < 32:
             raise ValueError(f"steps must not be negative and size at least 32 px, got {self.steps} and {self.size}")
         if self.class_weights is not None:
@@ -72,6 +80,17 @@ class TrainConfig:
                 raise ValueError(f"class_weights must not be negative, got {min(self.class_weights)}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
+
+    def _require_numbers(self) -> None:
+        """Raises ValueError for a setting that is not the kind of number it must be: whole, finite, not negative."""
+        for setting in fields(self):
+            value, kinds = getattr(self, setting.name), get_args(setting.type) or (setting.type,)
+            wanted = Integral if int in kinds else Real if float in kinds else object
+            if wanted is object or value is None and type(None) in kinds:
+                continue
+            if not isinstance(value, wanted) or not 0 <= value < math.inf:
+                kind = "a whole number" if int in kinds else "a number"
+                raise ValueError(f"{setting.name} must be {kind} and not negative, got {str(value)[:40]}")
 
     @staticmethod
     def preset(name: str, /, **changes) -> "TrainConfig":

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ...data import make_sample
 from ...models import SegFormer, create_model
 from ...training import TrainConfig, train
 from .expect import pairs, true
@@ -51,7 +50,8 @@ def shape_outline(function) -> None:
         r = math.hypot(a - cx, b - cy)
         slips = [("the distance of the points is the radius, not the diameter", _disc(cx, cy, r / 2)),
                  ("centre and rim are exchanged: the first point is the centre", _disc(a, b, r)),
-                 ("the distance is the root of the squares, not the sum of both", _disc(cx, cy, abs(a - cx) + abs(b - cy))),
+                 ("the distance is the root of the squares, not the sum of both",
+                  _disc(cx, cy, abs(a - cx) + abs(b - cy))),
                  ("two points are no outline: a circle needs points all around", _painted([(cx, cy), (a, b)]))]
         _drawn(function, {"shape_type": "circle", "points": [[cx, cy], [a, b]]}, _disc(cx, cy, r), slips, least=32)
     try:
@@ -107,7 +107,7 @@ def finetune_recipe(function) -> None:
         here = Path(here)
         torch.manual_seed(5)
         create_model("segformer_b0", 3, norm_eps=1e-5).save_pretrained(here / "weights")
-        data = make_sample_quietly(here / "data")
+        data = _four_pictures(here / "data")
         config = function(str(data), str(here / "weights"), str(here / "run"))
         true(config is not None, "my_recipe: got None; is a `return` missing?")
         true(isinstance(config, TrainConfig), f"my_recipe: expected a TrainConfig, got {type(config).__name__}")
@@ -133,13 +133,15 @@ def finetune_recipe(function) -> None:
     print("my_recipe: correct; one step from the weights that were given, and a small one.")
 
 
-def make_sample_quietly(folder: Path) -> Path:
-    """Twelve drawn scenes, without the progress bar, which a notebook would keep."""
-    from contextlib import redirect_stderr
-    from io import StringIO
-
-    with redirect_stderr(StringIO()):
-        return make_sample("coco", folder, count=12)
+def _four_pictures(root: Path) -> Path:
+    """A data set of noise in the layout of `FolderSegmentation`."""
+    rng = np.random.default_rng(0)
+    for part, top in (("images", 256), ("masks", 3)):
+        (root / part).mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(rng.integers(0, top, (32, 32), dtype=np.uint8)).save(root / part / f"{k}.png")
+    (root / "classes.txt").write_text("background\nmetal\npore\n")
+    return root
 
 
 def _painted(points) -> np.ndarray:
