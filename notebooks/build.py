@@ -5,7 +5,7 @@
 - `notebooks/NN_name.ipynb`: the chapter, executed, with every exercise left open;
 - `notebooks/solutions/NN_name.ipynb`: the imports and the exercises only, solved and executed.
 
-    python notebooks/build.py              build the chapters whose master changed
+    python notebooks/build.py              build the chapters whose master changed (where only text did: run nothing)
     python notebooks/build.py 03 --force   build chapter 03 whatever its state
     python notebooks/build.py --check      say what is out of step, start no kernel, exit 1 if anything is
 
@@ -163,6 +163,19 @@ def differences(wanted: nbformat.NotebookNode, path: Path) -> str | None:
     return None
 
 
+def keep_outputs(book: nbformat.NotebookNode, path: Path) -> bool:
+    """Take over the outputs of the stored notebook if its code cells are the same: then only text has changed."""
+    if not path.exists():
+        return False
+    stored, new = ([cell for cell in cells if cell.cell_type == "code"]
+                   for cells in (nbformat.read(path, as_version=4).cells, book.cells))
+    if [(cell.source, _tags(cell)) for cell in stored] != [(cell.source, _tags(cell)) for cell in new]:
+        return False
+    for old, cell in zip(stored, new, strict=True):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -185,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
             if args.check:
                 stale += difference is not None
                 print(f"{name}: {difference or 'in step'}")
+            elif difference and not args.force and keep_outputs(book, path):
+                print(f"{name}: only text has changed, outputs kept", flush=True)
+                write(book, path)
             elif difference or args.force:
                 print(f"{name}: building ({difference or 'forced'})", flush=True)
                 execute(book, path.parent)

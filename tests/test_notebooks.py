@@ -265,6 +265,21 @@ def test_two_builds_are_byte_identical_and_check_notices_every_edit(folder, caps
     assert build.main(["--check"]) == 0
 
 
+def test_a_change_of_text_alone_runs_nothing(folder, capsys, monkeypatch):
+    master, path = folder / "masters" / "01_small.py", folder / "01_small.ipynb"
+    assert build.main([]) == 0
+    outputs = [cell.get("outputs") for cell in nbformat.read(path, as_version=4).cells]
+    runs = []
+    monkeypatch.setattr(build, "execute", lambda book, place: runs.append(book))
+    master.write_text("# %% [markdown]\n# A line more.\n\n" + MASTER, encoding="utf-8")
+    assert build.main([]) == 0 and not runs and "only text" in capsys.readouterr().out
+    book = nbformat.read(path, as_version=4)
+    assert [cell.get("outputs") for cell in book.cells] == [None, *outputs] and "A line more" in book.cells[0].source
+    assert problems(book) == [] and build.main(["--check"]) == 0
+    master.write_text(MASTER.replace("math.pi * r**2", "r**2 * math.pi"), encoding="utf-8")
+    assert build.main([]) == 0 and len(runs) == 1, "the solutions' code has changed, the chapter's has not"
+
+
 def test_what_a_kernel_leaves_behind_is_made_canonical(folder):
     v4 = nbformat.v4
     bar = v4.new_output("display_data", data={build.WIDGET: {}, "text/plain": "0%| | 0/3"})

@@ -1055,5 +1055,5 @@ for stage in (1, 2, 3, 4):
 # ## Next
 #
 # You can see now what a network looks at. Take the runs that you train in other chapters, and your own
-# pictures, and look: `segformer-lite erf runs/<date>-... photo.jpg --layer stage4`. Chapter 16, the bug
-# clinic, is a good place to need it.
+# pictures, and look: `segformer-lite erf runs/<date>-... photo.jpg --layer stage4`. Chapter 12 makes the
+# pictures worse, and asks what is left of the masks.

@@ -307,7 +307,7 @@ print("retention of a clean mIoU of 0.8:", round(float(np.mean(list(by_corruptio
 print({family: round(value, 3) for family, value in robustness(toy, clean=0.8).items()})
 
 # %% [markdown]
-# With all five severities of noise it would be 0.344 instead of 0.438: what is left out is a large part
+# With all five severities of noise it would be 0.344 instead of 0.437: what is left out is a large part
 # of the score.
 
 # %%

@@ -222,8 +222,8 @@ def receptive_field(model: nn.Module, images: Tensor, layer: str = "stage4",
     more than another. The model runs in evaluation mode: no dropout, running batch-norm statistics.
 
     Arguments: `images` uint8 or normalised float (B, 3, H, W); `layer`: see `find_layer` and `Probe`; `pixel`:
-    (row, column) of the input, by default the centre (a place of stage 4 is 32 px wide, and the measures are centred
-    on the pixel: one in the middle of its place leaves the offset out); `scalar`: "sum", "largest logit" or
+    (row, column) of the input, by default the centre (the measures are centred on the pixel, and place i of stage 4 on
+    pixel 32 i: a multiple of 32 leaves no offset); `scalar`: "sum", "largest logit" or
     "logit K", each also " of ReLU"; by default "sum of ReLU" (the plain sum of what a fresh layer norm gives is 0
     whatever the input: no gradient but rounding noise), and "largest logit" for a layer called "decoder" or
     "classifier".
