@@ -68,7 +68,8 @@ def data_options(arguments) -> dict:
 def run_sample(arguments) -> None:
     """`data sample`: write the synthetic sample."""
     name = "sample-" + arguments.kind.replace("_", "-")
-    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(name))
+    folder = data.make_sample(arguments.kind, arguments.out or data.named_folder(name),
+                              progress=sys.stderr.isatty())
     print(f"sample: {folder}")
 
 

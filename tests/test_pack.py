@@ -306,7 +306,7 @@ def test_verify_finds_one_changed_byte(packed, capsys, name):
 
 
 def test_errors_in_words(sample, tmp_path):
-    with pytest.raises(ValueError, match="size is 8: give a short side of at least 32 px"):
+    with pytest.raises(ValueError, match="size is 8: give a short side of 32 to 4096 px"):
         pack_dataset(sample, tmp_path / "pack", 8)
     with pytest.raises(FileNotFoundError, match="give the folder that"):
         PackedSegmentation(tmp_path)

@@ -20,6 +20,7 @@ from .transforms import resize_short_side
 
 INDEX, IMAGES, LABELS, JOURNAL = "pack.json", "images.bin", "labels.bin", "journal.jsonl"
 FORMAT = 1
+LARGEST = 4096  # px, a short side that no training asks for
 AT_ONCE = 64  # pictures that wait in memory to be written
 
 
@@ -118,8 +119,8 @@ def pack_dataset(source: str | Path, folder: str | Path, size: int = 256, progre
     from .. import __version__
     from . import open_dataset
 
-    if size < 32:
-        raise ValueError(f"size is {size}: give a short side of at least 32 px, such as 256 or 512")
+    if not 32 <= size <= LARGEST:
+        raise ValueError(f"size is {size}: give a short side of 32 to {LARGEST} px, such as 256 or 512")
     folder = Path(folder)
     sets = {split: open_dataset(source, split, **options) for split in ("train", "val")}
     recipe = {"format": FORMAT, "version": __version__, "source": str(source), "options": options, "size": size,

@@ -24,7 +24,8 @@ MASK_JPEG = {"quality": 90, "subsampling": 0}  # artefacts at the borders, as in
 DEFAULT_COUNT = {"coco": 720, "chest_ct": 324}
 
 
-def make_sample(kind: str, folder: str | Path, *, count: int | None = None, seed: int = 0) -> Path:
+def make_sample(kind: str, folder: str | Path, *, count: int | None = None, seed: int = 0,
+                progress: bool = True) -> Path:
     """Make a small synthetic data set, or find it already made; same arguments, same files.
 
     Args:
@@ -32,6 +33,7 @@ def make_sample(kind: str, folder: str | Path, *, count: int | None = None, seed
         folder: where it goes; nothing that is already there is ever touched.
         count: how many images, 720 or 324 by default.
         seed: another seed gives other pictures.
+        progress: show a bar.
 
     Returns the folder. Raises ValueError for an unknown kind, fewer than 12 images, or a folder that holds
     something else.
@@ -50,7 +52,7 @@ def make_sample(kind: str, folder: str | Path, *, count: int | None = None, seed
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         root = Path(beside) / folder.name
         root.mkdir()
-        (_write_coco if kind == "coco" else _write_chest_ct)(root, count, seed)
+        (_write_coco if kind == "coco" else _write_chest_ct)(root, count, seed, progress)
         (root / MARKER).write_text(recipe + "\n")
         if folder.is_dir() and not _is_made(folder, recipe):  # it is empty: _is_made raises otherwise
             folder.rmdir()
@@ -75,7 +77,7 @@ def _is_made(folder: Path, recipe: str) -> bool:
 # ---- COCO ------------------------------------------------------------------------------------------------
 
 
-def _write_coco(root: Path, count: int, seed: int) -> None:
+def _write_coco(root: Path, count: int, seed: int, progress: bool) -> None:
     """train2017/, val2017/ and annotations/instances_{train,val}2017.json."""
     rng = np.random.default_rng([seed, 0])
     ids = np.sort(rng.choice(np.arange(1, 580_000), count, replace=False)).tolist()
@@ -99,7 +101,7 @@ def _write_coco(root: Path, count: int, seed: int) -> None:
             "categories": [{"supercategory": group, "id": i, "name": name} for name, (i, group, *_) in CLASSES.items()],
         }
     annotation_id = 1
-    for index, image_id in enumerate(tqdm(ids, "making the COCO sample", unit="image")):
+    for index, image_id in enumerate(tqdm(ids, "making the COCO sample", unit="image", disable=not progress)):
         image, instances = coco_scene(seed, index)
         name = "val2017" if index in val else "train2017"
         file_name = f"{image_id:012d}.jpg"
@@ -194,12 +196,12 @@ def _thin_out(ring: np.ndarray) -> np.ndarray:
 # ---- chest CT --------------------------------------------------------------------------------------------
 
 
-def _write_chest_ct(root: Path, count: int, seed: int) -> None:
+def _write_chest_ct(root: Path, count: int, seed: int, progress: bool) -> None:
     """images/images/, masks/masks/ and train.csv, named as in the Kaggle set; one image in 40 has no mask."""
     images, masks, rows = root / "images" / "images", root / "masks" / "masks", []
     images.mkdir(parents=True)
     masks.mkdir(parents=True)
-    with tqdm(total=count, desc="making the chest CT sample", unit="slice") as bar:
+    with tqdm(total=count, desc="making the chest CT sample", unit="slice", disable=not progress) as bar:
         for patient in range(PATIENTS):
             rng = np.random.default_rng([seed, 2, patient])
             name = "ID" + "".join(map(str, rng.integers(0, 10, 23)))
