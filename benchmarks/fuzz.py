@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ LIMIT = 60  # seconds of the CPU that a case may take
 PARTS = (".part", ".tmp")
 ODD = [None, True, -1, 0, 0.5, 1e308, float("nan"), 10**30, 2**31, "", "x", "../../x", "\0", "9" * 400, [], {}, [[]],
        [[1, 2]]]
-WORDS = ["", "0", "-1", "1", "31", "nan", "inf", "1e400", "x", "../..", "ü", "a" * 300, "\0", "person", "{}", "9" * 30]
+WORDS = ["", "0", "-1", "1", "31", "nan", "inf", "1e400", "x", "..", "ü", "a" * 300, "\0", "person", "{}", "9" * 30]
 
 
 class TooSlow(Exception):
@@ -346,7 +346,7 @@ def run_case(number: int, stock: Path, seed: int = 0) -> tuple[str, str, str, st
         before = {**listing(here), **listing(stock)}
         outcome, said = "accepted", ""
         try:
-            with time_limit():
+            with time_limit(), chdir(here):
                 act()
         except (ValueError, OSError) as error:
             outcome, said = "refused", str(error)
@@ -391,7 +391,7 @@ def main() -> int:
     rows = {kind: {outcome: counts[outcome] for outcome in outcomes} for kind, counts in table.items()}
     total = {outcome: sum(row[outcome] for row in rows.values()) for outcome in outcomes}
     content = {"command": f"python benchmarks/fuzz.py --count {args.count}", "seed": 0,
-               "python": platform.python_version(), "torch": torch.__version__,
+               "python": platform.python_version(), "torch": torch.__version__.split("+")[0],
                "seconds": round(time.perf_counter() - began), "total": total, "kinds": rows, "wrong": wrong}
     print(json.dumps(total))
     if args.count > 1:
