@@ -15,7 +15,7 @@
 # - why the field of a stack of convolutions is a bell, and grows with the root of the depth only;
 # - four choices that a receptive field depends on and that most pictures of one don't state;
 # - how to compare SegFormer, DeepLabV3+ and U-Net, each with an untrained control beside it;
-# - a measure that everybody uses and that changes its verdict with the unit of its input;
+# - a measure that many use and that changes its verdict with the unit of its input;
 # - what maps of attention cannot tell.
 #
 # **What you need.** Gradients (`backward`), and from chapter 04 queries, keys and the two ways of
@@ -271,9 +271,10 @@ assert plain < 1e-4 * behind_relu
 print("the plain sum moves less than a ten-thousandth as much as the sum behind a ReLU")
 
 # %% [markdown]
-# A stage ends in a layer norm, and a fresh one gives every token the mean 0, whatever the picture. The
-# sum of channels is 0 *always*. Its gradient is zero up to rounding errors, and divided by its sum it
-# would be a proud picture of rounding errors. The package refuses where nothing is left.
+# A stage ends in a layer norm, and a fresh one gives every token the mean 0, whatever the picture.
+# The sum of channels is 0 *always*. Its gradient is zero up to rounding errors, and divided by its
+# sum it would be a proud picture of rounding errors. The package refuses only where nothing at all
+# is left; rounding errors it would draw. So keep the ReLU.
 
 # %% [markdown]
 # ### Where is a place?
@@ -345,7 +346,7 @@ print(f"support()       {field.support():.0%}: pixels with any gradient at all")
 #
 # - A. A few pixels around the place, as a convolution would.
 # - B. The whole picture, evenly.
-# - C. The whole picture, and nearly all of the mass is near.
+# - C. The whole picture, and most of the mass is near.
 #
 # </details>
 
@@ -400,8 +401,8 @@ show.figure(fig, alt=(
 # changed. Where $g$ is far below 1, $\log(g + 1)$ is a straight line and does nothing; where it is
 # far above, even the faintest gradient counts nearly like the strongest, and stage 1, with gradient
 # everywhere, "sees" half of the picture. So compare networks by measures that don't know the scale:
-# the dotted lines. For *drawing* a logarithm is fine, if the picture says where it ends; ours end at
-# a thousandth of the largest value.
+# the dotted lines. For *drawing* a logarithm is fine, if the picture says where it ends; ours end
+# at a thousandth of the largest value where nothing else is said.
 
 # %% [markdown]
 # ## Three networks, before and after training
@@ -523,15 +524,15 @@ if not session.quick:
 # Three things to see.
 #
 # - **The first stages hardly change.** Their size is a matter of kernels and strides.
-# - **The heads of SegFormer and DeepLabV3+ draw together.** An untrained head adds up all levels by
-#   chance; a trained one has learned that the pixel's own surroundings say most about it. The far
-#   glow stays. So "larger field" and "better network" are not the same, and an untrained network may
-#   well have the larger field of the two. (U-Net's head begins as the smallest; see which way it
-#   went.)
-# - **DeepLabV3+'s stage 4 is the widest here, before any training.** Its strides and dilations see to
-#   that. The paper's Figure 3 shows the reverse for its two trained networks: Cityscapes at its full
-#   size, where DeepLab's reach is a small part of the picture. Here the picture is small and the
-#   training short. State the size of the picture and the training with every field.
+# - **The fields of both heads, SegFormer's and DeepLabV3+'s, shrink.** An untrained head adds up
+#   all levels by chance; a trained one has learned that the pixel's own surroundings say most about
+#   it. The far glow stays. So "larger field" and "better network" are not the same, and an
+#   untrained network may well have the larger field of the two. (U-Net's head begins as the
+#   smallest, and grows.)
+# - **DeepLabV3+'s stage 4 is the widest here, before any training.** Its strides and dilations see
+#   to that. The paper's Figure 3 shows the reverse for its two trained networks: Cityscapes at its
+#   full size, where DeepLab's reach is a small part of the picture. Here the picture is small and
+#   the training short. State the size of the picture and the training with every field.
 
 # %% [markdown]
 # ### A closer look
@@ -571,9 +572,9 @@ for layer in probe.layers:
     print(f"{layer:16} half of the mass in {field.side(0.5):3d} px, support {field.support():.0%}")
 
 # %% [markdown]
-# A random ResNet-50 with dilated layers "sees" most of the picture. RepLKNet's users asked about just
-# that: untrained ResNets look larger than trained ones. It isn't an error. Random weights pass
-# everything on alike; training learns what to leave out.
+# A random ResNet-50 with dilated layers has a wide field: support everywhere, and half of the mass
+# in a square of about half the picture's side. That is no error, and no merit: random weights have
+# not yet learned what to leave out.
 
 # %% [markdown]
 # ## Do fields follow the picture?
@@ -617,13 +618,15 @@ show.figure(fig, colours=96, alt=(
     "things; DeepLabV3+'s are a wide patch around the middle that differs little from scene to scene."))
 
 # %% [markdown]
-# Untrained, all three share most of their fields from scene to scene. Training takes SegFormer's apart
-# and leaves DeepLabV3+'s nearly as they were: that is Figure 6, after a minute of training.
+# Untrained, all three share most of their fields from scene to scene. Training takes SegFormer's
+# apart and leaves DeepLabV3+'s nearly as they were: that is the direction of Figure 6, after a
+# minute of training. (The colours end at a hundredth of the largest value here.)
 #
-# Before you thank attention, look at U-Net's number. Its fields may come apart as well, *within* their
+# Before you thank attention, look at U-Net's number. Its fields come apart as well, *within* their
 # square: ReLUs and max pooling, too, open and close paths by content. The number says that fields
-# differ; only the pictures say where. What no convolution here does is to put blocks of mass far from
-# the middle, in other places in every scene.
+# differ; only the pictures say where. What no convolution here does is to put a block of mass far
+# from the middle, as SegFormer does in some of the scenes. Whether such a block lies on something
+# that matters is another question.
 
 # %% [markdown]
 # ## The streak of the strips
@@ -701,9 +704,9 @@ for stage in (1, 2, 3):
     print(f"stage {stage}: {field.map[square, square].sum():.0%} of a key's mass lies in its square")
 
 # %% [markdown]
-# In stage 1 nearly all: lifting the weight back to the square is fair. In stage 3 about half. By
-# then each token has seen its neighbours and, faintly, everything. A bright square says "this key was
-# asked", not "this is where the answer came from".
+# In stage 1 seven eighths: lifting the weight back to the square is fair. In stage 3 about half. By
+# then each token has seen its neighbours and, faintly, everything. A bright square says "this key
+# was asked", not "this is where the answer came from".
 #
 # ### Rollout
 #
@@ -798,8 +801,10 @@ show.figure(fig, colours=160, alt=(
 # %% [markdown]
 # Three answers to three questions. Attention: which keys did this token take from, in this block?
 # Rollout: the same through the stage, if nothing but attention moved anything. The field: which
-# pixels would change the result? Only the last is about the whole network, and it too is local: it
-# says what a *small* change would do, from where the picture is now.
+# pixels would change the result? Only the last is about everything between the pixels and the
+# place, and it too is local: it says what a *small* change would do, from where the picture is now.
+# (The fields of three classes share 0.90 here: the question *can* be asked, but after so short a
+# training the answers hardly differ.)
 
 # %% [markdown]
 # ## Look for yourself
@@ -995,17 +1000,17 @@ for stage in (1, 2, 3, 4):
 # ## What the paper says, what the code does
 #
 # - **Figure 3** is a mean over 100 Cityscapes pictures, of four stages and head; the zoom boxes are
-#   those of stage 4 and head. Not stated: which number is differentiated, whether its absolute value is
-#   taken, which class, the size of the pictures, the scale of colours. The authors published no code
-#   for it.
+#   those of stage 4 and head. Not stated: which number is differentiated, whether its absolute
+#   value is taken, which class, the size of the pictures, the scale of colours. The authors
+#   published no code for it.
 # - **Local first, non-local in stage 4, both in the head.** So section 3.2 reads the figure: lower
-#   stages act like convolutions, stage 4 sees far (DeepLabV3+'s doesn't), and the head adds a strong
-#   local part. The order from stage to stage and the two parts of the head are in our maps too. That
-#   DeepLabV3+ sees less in stage 4 is not: it depends on the size of the picture.
+#   stages act like convolutions, stage 4 sees far (DeepLabV3+'s doesn't), and the head adds a
+#   strong local part. The order from stage to stage and the two parts of the head are in our maps
+#   too. That DeepLabV3+ sees less in stage 4 is not: it depends on the size of the picture.
 # - **Figure 6**: fields of single pictures follow the content. A number for it is above.
 # - **Luo and others** show the bell and the root on networks with random weights, and that training
-#   changes the field. In which direction depends on layer and task: our stages and our heads did not
-#   go the same way.
+#   makes the field larger. Ours did so in most coarse stages and in U-Net's head, and the opposite
+#   in the two other heads.
 
 # %% [markdown]
 # ## Pitfalls
@@ -1023,10 +1028,10 @@ for stage in (1, 2, 3, 4):
 #
 # - Effective receptive field: the absolute gradient of one number of one place by every pixel, each
 #   picture divided by its sum.
-# - Convolutions see a bell whose width grows with the root of the depth. Strides and dilation make it
-#   wide, depth doesn't.
-# - SegFormer has support everywhere from its first block, and nearly all mass near by. Training decides
-#   about the rest.
+# - Convolutions see a bell whose width grows with the root of the depth. Strides and dilation make
+#   it wide, depth doesn't.
+# - SegFormer has support everywhere from its first block, and most of its mass near by. Training
+#   decides about the rest.
 # - Compare by measures that don't depend on the gradient's scale, with an untrained control.
 # - Attention maps and rollout show who was asked; only a gradient shows what it changed.
 
@@ -1045,8 +1050,9 @@ for stage in (1, 2, 3, 4):
 # **Why does the result change with the size of the picture?** Global keys: the weight is shared out
 # over more keys, and zero padding is further away. Areas are shares of the picture on top of that.
 #
-# **Why does an untrained network look larger than a trained one?** Random weights pass everything on
-# alike. A large field is not a good in itself.
+# **Why can an untrained network look larger than a trained one?** Nothing has taught it yet which
+# paths to leave out. Here it was so for two heads of three, and the other way for most coarse
+# stages. A large field is not a good in itself.
 #
 # **Can the weights of somebody's SegFormer be looked at like this?** Yes:
 # `sl.SegFormer.from_pretrained(...)`, then the same calls; or `segformer-lite erf` on files.
