@@ -254,7 +254,7 @@ def arguments(stock, here, rng):
     word = WORDS[rng.integers(len(WORDS))]
     if argv[spot - 1] == "--out" and not word.startswith("\0"):
         word = str(here / word.replace("..", "out"))  # wherever it is: in this case's own folder
-    if argv[spot - 1] == "--steps" and word.isdigit():
+    if argv[spot - 1] in ("--steps", "--epochs") and word.isdigit():
         word = "1"  # more would be refused by nobody, and take as long as it takes
     changed = [*argv[:spot], word, *argv[spot + 1:]]
     return " ".join(map(repr, changed))[:200], lambda: command(changed)

@@ -929,6 +929,10 @@ labels[:, :9] = 255
 torch.testing.assert_close(segmentation_loss(logits, labels), loss(scores(logits, (64, 64)), labels))
 print(inspect.getsource(segmentation_loss).split('"""')[2])
 
+# %% [markdown]
+# (`UpsampledCrossEntropy` is the cross-entropy of the upsampled logits, taken a few pictures at a time:
+# they would be the largest tensor of the whole step.)
+
 # %%
 attention = sl.EfficientSelfAttention(32, heads=1, stride=4)  # the paper's R = 16
 assert attention.reduce.weight.shape == reduction(32, 16).weight.shape
