@@ -265,7 +265,11 @@ class Corrupted:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self.dataset[index]
-        return corrupt(image, *self.how, 1_000_003 * self.seed + index, self.made_for), label
+        return corrupt(image, *self.how, self.seed_of(index), self.made_for), label
+
+    def seed_of(self, index: int) -> int:
+        """The seed of one picture's chances."""
+        return 1_000_003 * self.seed + index
 
 
 def counted(name: str) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .corruptions import Corrupted
+
 SEVERITIES = {
     "brighter": [{"level": -move} for move in (10, 20, 35, 50, 70)],
     "darker": [{"level": move} for move in (10, 20, 35, 50, 70)],
@@ -138,17 +140,9 @@ def shift(image: Tensor, kind: str, severity: int, seed: int = 0) -> Tensor:
     return dose_noise(image, seed=seed, **settings) if "sd" in settings else window(image, **settings)
 
 
-class Shifted:
+class Shifted(Corrupted):
     """A data set whose pictures are shifted and whose labels are not; the noise of picture i has its own seed."""
-
-    def __init__(self, dataset, kind: str, severity: int, seed: int = 0):
-        self.dataset, self.kind, self.severity, self.seed = dataset, kind, severity, seed
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
-        self.names = dataset.names
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self.dataset[index]
-        return shift(image.as_subclass(Tensor), self.kind, self.severity, 1_000_003 * self.seed + index), label
+        return shift(image.as_subclass(Tensor), *self.how, self.seed_of(index)), label

@@ -2,15 +2,15 @@
 
 Lengths are in units of about 20 cm; x points to the patient's left (right in the picture), y to the back
 (down), z runs from the neck (0) to the upper belly (1). Values are Hounsfield units (air -1000, water 0)
-until the window maps them to 0..255.
+until the scanner's window maps them to 0..255.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from segformer_lite.data.sample.pen import noise
+from segformer_lite.data.sample.scanner import SIDE, Scanner
 
-SIDE = 256  # pixels
 AIR, FAT, WATER, MUSCLE, CARTILAGE, SPONGY, BONE = -1000, -95, 10, 50, 110, 220, 750
 ORGANS = ("trachea", "heart", "lung")  # the red, green and blue channel of a mask
 
@@ -29,7 +29,7 @@ def inside(points: np.ndarray, half_axes: np.ndarray) -> np.ndarray:
 
 
 class Phantom:
-    """One patient: anatomy and scanner settings drawn from `rng`; `slice` cuts it at a height z."""
+    """One patient: anatomy and scanner drawn from `rng`; `slice` cuts it at a height z."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -44,14 +44,7 @@ class Phantom:
         self.phases = rng.uniform(0, 2 * np.pi, (4, 5))
         self.gas = rng.uniform(0.5, 1.2)
         self.vessels = np.concatenate([self._vessel_tree(side) for side in (-1, 1)])
-        # the scanner
-        self.zoom = rng.uniform(0.92, 1.16) * (0.82 if self.arms else 1) * 0.5 * SIDE
-        self.shift, self.tilt = rng.uniform(-0.05, 0.05, 2) + (0, -0.06), rng.uniform(-0.06, 0.06)
-        self.round_view = rng.random() < 0.4
-        self.table = rng.uniform(0.03, 0.08)
-        self.noise = rng.uniform(12, 45)
-        low, high = rng.uniform(-1150, -750), rng.uniform(250, 1100)
-        self.window, self.gamma = (low, high), rng.uniform(0.8, 1.2)
+        self.scanner = Scanner(rng, reach=0.82 if self.arms else 1)
 
     def _vessel_tree(self, side: int) -> np.ndarray:
         """Vessels branching outwards from the root of one lung: segments (n, 7), two ends and a radius."""
@@ -81,20 +74,15 @@ class Phantom:
 
     # ---- painting: later structures replace earlier ones, in the picture and in the masks ----------------
 
-    def _pixels(self, points: np.ndarray) -> list[float]:
-        c, s = np.cos(self.tilt), np.sin(self.tilt)
-        turned = (np.asarray(points, float) + self.shift) @ np.array([[c, s], [-s, c]])
-        return (2 * (self.zoom * turned + SIDE / 2)).ravel().tolist()
-
     def _paint(self, points: np.ndarray, value: float, organ: str | None = None) -> None:
-        pixels = self._pixels(points)
+        pixels = self.scanner.pixels(points)
         self._draw.polygon(pixels, fill=float(value))
         for name, draw in self._draw_masks.items():
             if (organ, name) != ("trachea", "lung"):  # these two may overlap a little, as in real masks
                 draw.polygon(pixels, fill=255 * (name == organ))
 
     def _stroke(self, points, width: float, value: float) -> None:
-        pixels, width = self._pixels(points), max(1, round(2 * width * self.zoom))
+        pixels, width = self.scanner.pixels(points), max(1, round(2 * width * self.scanner.zoom))
         self._draw.line(pixels, float(value), width, joint="curve")
         for draw in self._draw_masks.values():
             draw.line(pixels, 0, width, joint="curve")
@@ -131,12 +119,12 @@ class Phantom:
         exact = np.stack([np.asarray(masks[o].reduce(2)) for o in ORGANS])
         self._add_lung_texture(hounsfield, z, np.minimum(np.asarray(lung.reduce(2)), exact[2]) / 255)
         mask = Image.merge("RGB", [Image.fromarray(m) for m in (255 * (exact > 127)).astype(np.uint8)])
-        return self._scan(hounsfield, z), mask
+        return self.scanner.scan(hounsfield, z), mask
 
     def _body(self, z: float, a: float, b: float) -> None:
         x = np.linspace(-1.2, 1.2, 40)
-        self._stroke(np.stack([x, b + self.table + 0.16 - 0.22 * x**2], 1), 0.012, -250)  # the table
-        self._stroke(np.stack([0.75 * x, b + self.table + 0.06 - 0.09 * x**2], 1), 0.02, -420)
+        self._stroke(np.stack([x, b + self.scanner.table + 0.16 - 0.22 * x**2], 1), 0.012, -250)  # the table
+        self._stroke(np.stack([0.75 * x, b + self.scanner.table + 0.06 - 0.09 * x**2], 1), 0.02, -420)
         if self.arms:
             for side in (-1, 1):
                 x, y = side * (a + np.interp(z, [0, 0.2, 1], [0.02, 0.2, 0.23])), 0.1 + 0.1 * z
@@ -294,7 +282,7 @@ class Phantom:
             if z < 0.1:  # head of the upper arm bone
                 self._bone(ellipse(side * (a - 0.2), 0.02, 0.09, 0.1), 0.14)
 
-    # ---- texture and scanner -----------------------------------------------------------------------------
+    # ---- texture -----------------------------------------------------------------------------------------
 
     def _add_lung_texture(self, hounsfield: np.ndarray, z: float, lung: np.ndarray) -> None:
         """Vessels where the slice meets the tree, and the sponge between them; denser towards the back."""
@@ -302,23 +290,10 @@ class Phantom:
         draw = ImageDraw.Draw(layer)
         _, _, z0, _, _, z1, thick = self.vessels.T
         for x0, y0, _, x1, y1, _, radius in self.vessels[np.abs((z0 + z1) / 2 - z) < 0.014 + 0.3 * thick]:
-            pixels, r = self._pixels([(x0, y0), (x1, y1)]), max(0.9, 2 * radius * self.zoom)
+            pixels, r = self.scanner.pixels([(x0, y0), (x1, y1)]), max(0.9, 2 * radius * self.scanner.zoom)
             draw.line(pixels, 255, max(1, round(2 * r)))
             draw.circle(pixels[2:], r, 255)
         vessels = np.asarray(layer.reduce(2), np.float32) / 255 * lung
         sponge, weight = noise(self.rng, SIDE, SIDE, 0.35, 0.35), np.linspace(-0.6, 1, SIDE)[:, None]
         hounsfield += lung * (45 * sponge + 70 * weight)
         hounsfield += 0.85 * vessels * (MUSCLE + 0.5 * self.contrast - hounsfield)
-
-    def _scan(self, hounsfield: np.ndarray, z: float) -> Image.Image:
-        """Noise (streaks between the shoulders), view, window."""
-        h = hounsfield + (hounsfield > -300) * 12 * noise(self.rng, SIDE, SIDE, 1.5, 1.5)
-        grain = 0.7 * self.rng.standard_normal(h.shape) + 0.5 * noise(self.rng, SIDE, SIDE, 0.4, 0.4)
-        h += self.noise * grain
-        h += np.interp(z, [0, 0.15], [2.0, 0]) * self.noise * noise(self.rng, SIDE, SIDE, 8, 0.3)
-        low, high = self.window
-        grey = 255 * ((h - low) / (high - low)).clip(0, 1) ** self.gamma
-        if self.round_view:
-            y, x = np.ogrid[:SIDE, :SIDE]
-            grey *= np.hypot(x - SIDE / 2, y - SIDE / 2) < SIDE / 2
-        return Image.fromarray(grey.astype(np.uint8))
