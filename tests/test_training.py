@@ -31,11 +31,12 @@ def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("classes", [3, 20])  # few and many: two layouts
-@pytest.mark.parametrize("pictures", [0.5, 2, 1000])  # one at a time, two, all
-def test_loss_part_by_part_is_the_loss_of_the_whole(pictures, classes, weighted, monkeypatch):
+@pytest.mark.parametrize("classes", [3, 70])  # few and many: two layouts
+@pytest.mark.parametrize("pictures", [0.01, 0.2, 0.8, 2, 1000])  # one line, some of them, one picture in two strips, two, all
+@pytest.mark.parametrize("size", [(5, 6), (20, 24), (31, 7), (1, 1)])  # of logits: smaller, as large, larger, one
+def test_loss_part_by_part_is_the_loss_of_the_whole(size, pictures, classes, weighted, monkeypatch):
     monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", int(pictures * classes * 20 * 24))
-    logits = torch.randn(3, classes, 5, 6, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(3, classes, *size, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, classes, (3, 20, 24))
     labels[1, 5:] = 255
     weights = torch.rand(classes).tolist() if weighted else None
@@ -143,6 +144,7 @@ def test_a_run_leaves_whole_files_and_its_network_loads(sample, tmp_path):
     assert [e["step"] for e in log] == [10] and log == run.history
     model, description = sl.load_model(run.folder)
     assert description["classes"][0] == "background" and description["size"] == 64
+    assert model.classes == description["classes"] == list(sl.data.open_dataset(sample).classes)
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert torch.equal(model.predict(images), run.model.predict(images))
 

@@ -28,6 +28,15 @@ def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
+def interpolation(length: int, size: int, like: Tensor) -> Tensor:
+    """Bilinear resize of one axis as a matrix (size, length): `upsample(x)` is rows @ x @ columns.T.
+
+    Each line holds the shares of the two nearest of `length` values; `like`: a tensor for device and dtype.
+    """
+    identity = torch.eye(length, device=like.device, dtype=like.dtype)
+    return F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
+
+
 def require_size(x: Tensor) -> None:
     """Raises ValueError for an image (B, 3, H, W) under 32 px a side, of which no coarse map would be left."""
     if min(x.shape[-2:]) < SMALLEST_SIDE:

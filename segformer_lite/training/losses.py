@@ -1,12 +1,13 @@
 """The loss: cross-entropy of every labelled pixel, weighted by class where asked, and Dice of whole regions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models import upsample
+from ..models import interpolation, upsample
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, count: float | None = None,
@@ -27,40 +28,62 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, c
 
 
 class UpsampledCrossEntropy(torch.autograd.Function):
-    """Sum over the pixels of `F.cross_entropy(upsample(logits), labels)`, a few pictures at a time.
+    """Sum over the pixels of `F.cross_entropy(upsample(logits), labels)`, a strip of rows at a time.
 
     At label resolution logits are the largest tensor of a whole training step, 16 times those of the network, and
     their gradient is as large. A sum's gradient can be taken part by part: only one part exists at a time.
     """
 
-    PART = 2**24  # values of upsampled logits in a part: 64 MiB in float32
+    PART = 2**20  # values of upsampled logits in a part: 4 MiB in float32, about what a core's cache holds
+    GPU = 16  # parts of a CPU in one of a GPU, which would idle between smaller ones
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
-        pictures = max(1, UpsampledCrossEntropy.PART // (logits.shape[1] * labels[0].numel()))
-        total, gradients = logits.new_zeros(()), []
-        for part, label in zip(logits.split(pictures), labels.split(pictures), strict=True):
-            part = part.detach().requires_grad_()
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                loss = F.cross_entropy(*pixel_rows(part, label), weights, ignore_index=ignore_index, reduction="sum")
+        total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
+        values = UpsampledCrossEntropy.PART * (1 if logits.device.type == "cpu" else UpsampledCrossEntropy.GPU)
+        for where, rows, columns, label in strips(logits, labels, values):
+            part = logits[where].detach().requires_grad_()
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
+                loss = F.cross_entropy(*pixels(part, rows, columns, label), weights, ignore_index=ignore_index,
+                                       reduction="sum")
             total += loss.detach()
-            gradients += torch.autograd.grad(loss, part) if ctx.needs_input_grad[0] else ()
-        ctx.save_for_backward(*gradients)
+            if ctx.needs_input_grad[0]:
+                gradient[where] += torch.autograd.grad(loss, part)[0]
+        ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return torch.cat(ctx.saved_tensors) * gradient, None, None, None
+        return ctx.saved_tensors[0] * gradient, None, None, None
 
 
-def pixel_rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Upsampled logits and labels as cross-entropy takes them fastest on a CPU: many classes as one row for each
-    pixel, (B H W, K) and (B H W), which is how the decoder leaves them in memory; few as maps."""
-    if logits.shape[1] < 16:  # less than a vector register holds
-        return upsample(logits, labels.shape[-2:]), labels
-    logits = upsample(logits.contiguous(memory_format=torch.channels_last), labels.shape[-2:])
-    return logits.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple[tuple[slice, ...], Tensor, Tensor, Tensor]]:
+    """Cut labels (B, H, W) into strips of about `values` upsampled logits: some pictures, or some rows of one.
+
+    Yields for each: where in `logits` (B, K, h, w) its neighbours are, the matrices that upsample their rows and
+    columns (see `interpolation`), and the strip's labels.
+    """
+    height, width = labels.shape[-2:]
+    rows, columns = interpolation(logits.shape[2], height, logits), interpolation(logits.shape[3], width, logits)
+    lines = max(1, values // (logits.shape[1] * width))
+    pictures, lines = max(1, lines // height), min(lines, height)
+    scale = logits.shape[2] / height
+    for i, j in product(range(0, len(labels), pictures), range(0, height, lines)):
+        label = labels[i:i + pictures, j:j + lines]
+        first = max(0, int((j + 0.5) * scale - 0.5))  # of the two rows of logits nearest to the strip's first line
+        last = int((j + label.shape[1] - 0.5) * scale - 0.5) + 1
+        near = slice(first, last + 1)
+        yield (slice(i, i + pictures), slice(None), near), rows[j:j + lines, near], columns, label
+
+
+def pixels(logits: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Upsampled logits and labels as cross-entropy takes them fastest on a CPU: few classes as maps, (B, K, H, W)
+    and (B, H, W); many as one row for each pixel, (B H W, K) and (B H W), as the decoder leaves them in memory."""
+    if logits.shape[1] < 64:
+        return rows @ (logits @ columns.T), labels
+    wide = columns @ logits.permute(0, 2, 3, 1)  # (B, h, W, K)
+    return (rows @ wide.flatten(2)).view(-1, logits.shape[1]), labels.flatten()
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
