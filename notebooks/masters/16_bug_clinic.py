@@ -930,8 +930,8 @@ torch.testing.assert_close(segmentation_loss(logits, labels), loss(scores(logits
 print(inspect.getsource(segmentation_loss).split('"""')[2])
 
 # %% [markdown]
-# (`UpsampledCrossEntropy` is the cross-entropy of the upsampled logits, taken a few pictures at a time:
-# they would be the largest tensor of the whole step.)
+# (`UpsampledCrossEntropy` is the cross-entropy of the upsampled logits, taken a few rows at a time:
+# all at once they would be the largest tensor of the whole step.)
 
 # %%
 attention = sl.EfficientSelfAttention(32, heads=1, stride=4)  # the paper's R = 16

@@ -115,18 +115,22 @@ class MLPDecoder(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(c, dim) for c in in_channels)
         self.fuse = nn.Linear(len(in_channels) * dim, dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
-        self.dropout = nn.Dropout2d(dropout, inplace=True)
+        self.dropout = nn.Dropout2d(dropout)
         self.classify = nn.Conv2d(dim, num_classes, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[-2:]
-        slices = reversed(self.fuse.weight.chunk(len(features), dim=1))  # concatenated as [F4, F3, F2, F1]
-        mixed = [F.linear(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
-                 for f, linear, fuse in zip(features, self.linear, slices, strict=True)]
-        fused = upsample(mixed[-1], size)
-        for y in mixed[-2::-1]:
+        slices = self.fuse.weight.chunk(len(features), dim=1)  # of the stack F4, F3, F2, F1
+        mixed = (F.linear(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
+                 for f, linear, fuse in zip(features[::-1], self.linear[::-1], slices, strict=True))
+        fused = upsample(next(mixed), size)
+        for y in mixed:
             fused += y if y.shape[-2:] == size else upsample(y, size)  # in place: these are the largest maps
-        # ReLU after dropout gives the same as before it, for no factor of dropout is negative.
+        return self.scores(fused)
+
+    def scores(self, fused: Tensor) -> Tensor:
+        """Line 4 of equation 4 after batch norm, ReLU and dropout: (B, dim, h, w) -> (B, num_classes, h, w)."""
+        # ReLU after dropout gives the same as before it, for no factor is negative, and may overwrite its input.
         return self.classify(F.relu(self.dropout(self.norm(fused)), inplace=True))
 
     def forward_unfolded(self, features: list[Tensor]) -> Tensor:
@@ -136,7 +140,7 @@ class MLPDecoder(nn.Module):
                      for f, linear in zip(features, self.linear, strict=True)]
         stacked = torch.cat([upsample(f, size) for f in reversed(projected)], dim=1)
         fused = self.fuse(stacked.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return self.classify(self.dropout(F.relu(self.norm(fused))))
+        return self.scores(fused)
 
 
 class SegFormer(Segmenter):
