@@ -2,9 +2,10 @@
 
     python benchmarks/coco_index.py
 
-Draws instances_train2017.json's size from a seed (118,287 pictures, 860,001 outlines, 450 MB; the pictures are empty
-files, which an index does not open), then opens it in turns with `pycocotools.coco.COCO` and with `CocoSegmentation`, each
-time in a process of its own, which has imported what it needs. Writes docs/results/coco-index.json. Takes about four minutes; Linux only.
+Draws a JSON of the size of instances_train2017 from a seed (118,287 pictures, 860,001 outlines, 469 MB; the pictures are
+empty files, which an index does not open), then opens it in turns with `pycocotools.coco.COCO` and with
+`CocoSegmentation`, each time in a process of its own, which has imported what it needs. Writes
+docs/results/coco-index.json. Takes five minutes and 3 GB of memory; Linux only.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def draw(root: Path, pictures: int, outlines: int, seed: int = 0) -> int:
     path = root / "annotations" / "instances_train2017.json"
     with open(path, "w") as file:
         images = [{"license": 1, "file_name": f"{i:012d}.jpg", "coco_url": f"images/train2017/{i:012d}.jpg",
-                   "height": 480, "width": 640, "date_captured": "2013-11-14 11:18:45", "id": i} for i in range(pictures)]
+                   "height": 480, "width": 640, "date_captured": "2013-11-14 11:18:45", "id": i}
+                  for i in range(pictures)]
         categories = [{"supercategory": "thing", "id": 1 + i, "name": "person" if i == 0 else f"thing {i}"}
                       for i in range(80)]
         file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +114,18 @@ def test_line_tells_the_memory_share():
            "peak_mb": {"segformer_lite": 10, "peer": 40}, "times_faster_than": {"peer": [1.0, 2.0, 3.0]},
            "share_of_matrix_product": 0.25}
     assert "2.00 (1.00-3.00) times as fast as peer, memory 0.25 of its" in cli_bench.line(row)
+
+
+def test_synthetic_coco_is_opened_the_same_by_both(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import coco_index
+    from pycocotools.coco import COCO
+
+    size = coco_index.draw(tmp_path / "coco", pictures=20, outlines=60)
+    path = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    assert size == path.stat().st_size
+    theirs, ours = COCO(str(path)), sl.data.open_dataset(tmp_path / "coco", "train", keep_empty=True)
+    mine = dict(zip((image["id"] for image in ours.images), map(len, ours.annotations), strict=True))
+    assert sum(mine.values()) and mine == {i: len(theirs.imgToAnns[i]) for i in mine}
+    seconds, peak, kept = coco_index.measure(tmp_path / "coco", "segformer_lite, persons")
+    assert seconds > 0 and peak >= kept > -1

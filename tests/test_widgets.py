@@ -67,9 +67,10 @@ def test_split_view_is_left_one_and_right_the_other():
 
 
 def test_explorer_follows_every_control(image, probes):
-    box = widgets.erf_explorer(probes, image, {name: np.ones((64, 96), int) for name in probes}, PALETTE)
+    box = widgets.erf_explorer(probes, image, {name: np.ones((64, 96), int) for name in probes}, PALETTE,
+                                ["background", "<thing>"])
     (network, layer), (row, column) = (b.children for b in box.children[:2])
-    picture, words = box.children[2:]
+    picture, key, words = box.children[2:]
     assert (row.value, column.value) == (32, 48) and layer.options == ("stage1", "stage4", "decoder")
     for control, value, says in ((layer, "stage4", "stage4"), (row, 4, "(4, 48)"), (column, 90, "(4, 90)"),
                                  (network, "U-Net", "U-Net, decoder"), (layer, "stage1", "stage1"),
@@ -79,6 +80,8 @@ def test_explorer_follows_every_control(image, probes):
         assert picture.value != before and says in words.value, f"{control.description} to {value}"
     expected = widgets.erf_view(image, probes["SegFormer"]("stage1", (4, 90)), np.ones((64, 96), int), PALETTE)
     assert np.array_equal(shown(picture), expected)
+    assert "background" not in key.value and "&lt;thing&gt;" in key.value
+    assert f"rgb({', '.join(map(str, PALETTE[1]))})" in key.value
     assert all(control.description and not control.disabled for control in (network, layer, row, column))
 
 

@@ -5,8 +5,9 @@ JupyterLab the arrow keys leave them for the next cell.) What the picture shows 
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,11 +22,13 @@ def erf_view(image, field, mask=None, palette: np.ndarray | None = None, share: 
 
     A cross stands on the field's pixel, a square around it holds `share` of the mass; the field is drawn as powers of
     ten below its largest value, three of them. image: uint8 (3, H, W) or (H, W, 3); field: a `ReceptiveField`; mask:
-    label map (H, W) with its palette.
+    label map (H, W) with its palette. Raises ValueError for a mask without one.
     """
     picture = as_picture(image)
     panels = [picture, heat(decades_below(field), -3, 0)]
     if mask is not None:
+        if palette is None:
+            raise ValueError("a mask is drawn in the colours of its palette: give that as well")
         panels.append(overlay(picture, mask, palette))
     zoom = max(1, round(HEIGHT / picture.shape[0]))
     return np.hstack([_marked(panel, field.pixel, field.side(share), zoom) for panel in panels])
@@ -60,13 +63,14 @@ def split_view(before, after, share: float) -> np.ndarray:
     return view
 
 
-def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = None,
-                 palette: np.ndarray | None = None):
+def erf_explorer(probes: Mapping[str, Any], image, masks: Mapping | None = None,
+                 palette: np.ndarray | None = None, classes: Sequence[str] = ()):
     """Choose pixel, layer and network; see the receptive field of that place, and the network's mask if given.
 
     probes: by the network's name an `analysis.Probe` of the picture, whose one forward pass serves every update.
     image: uint8 (3, H, W) or (H, W, 3), of the probes' size. masks: by name a label map (H, W); palette: their
-    colours. Returns an ipywidgets box to display. Raises ImportError without ipywidgets.
+    colours; classes: their names, for a key of the mask that is shown. Returns an ipywidgets box to display. Raises
+    ImportError without ipywidgets.
     """
     import ipywidgets as w
 
@@ -75,7 +79,7 @@ def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = 
                       for options, text in ((list(probes), "network"), (next(iter(probes.values())).layers, "layer")))
     row, column = (w.IntSlider(n // 2, 0, n - 1, max(1, n // 32), description=text, continuous_update=False)
                    for n, text in ((height, "row"), (width, "column")))
-    picture, words = w.Image(format="png"), w.HTML()
+    picture, words, key = _picture(), w.HTML(), w.HTML()
 
     def update(_=None) -> None:
         probe = probes[network.value]
@@ -86,7 +90,10 @@ def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = 
         except ValueError as error:
             words.value = escape(str(error))
             return
-        picture.value = png(erf_view(image, field, (masks or {}).get(network.value), palette))
+        mask = (masks or {}).get(network.value)
+        picture.value = png(erf_view(image, field, mask, palette))
+        if mask is not None and classes:
+            key.value = colour_key(mask, classes, palette)
         words.value = escape(f"{network.value}, {field.layer}, {field.scalar}, pixel {field.pixel}: half of the mass "
                              f"in a square of {field.side(0.5)} px, 95 % in one of {field.side(0.95)} px; "
                              f"{field.support():.1%} of the pixels have any gradient")
@@ -101,7 +108,7 @@ def erf_explorer(probes: Mapping[str, Callable], image, masks: Mapping | None = 
     for control in (layer, row, column):
         control.observe(update, "value")
     update()
-    return w.VBox([w.VBox([network, layer]), w.HBox([row, column]), picture, words])
+    return w.VBox([w.VBox([network, layer]), w.HBox([row, column]), picture, key, words])
 
 
 def mask_slider(before, after, names: tuple[str, str] = ("before", "after")):
@@ -114,7 +121,7 @@ def mask_slider(before, after, names: tuple[str, str] = ("before", "after")):
 
     zoom = max(1, round(HEIGHT / as_picture(before).shape[0]))
     slider = w.IntSlider(50, 0, 100, 5, description="line (%)", continuous_update=False)
-    picture, words = w.Image(format="png"), w.HTML()
+    picture, words = _picture(), w.HTML()
 
     def update(_=None) -> None:
         view = split_view(before, after, slider.value / 100)
@@ -124,6 +131,19 @@ def mask_slider(before, after, names: tuple[str, str] = ("before", "after")):
     slider.observe(update, "value")
     update()
     return w.VBox([slider, picture, words])
+
+
+def colour_key(mask, classes: Sequence[str], palette: np.ndarray) -> str:
+    """HTML that names the classes of a label map (H, W), each behind a square of its colour."""
+    square = '<span style="color: rgb({}, {}, {})">\u25a0</span> {}'
+    return " &nbsp; ".join(square.format(*palette[c], escape(classes[c])) for c in np.unique(mask) if c < len(classes))
+
+
+def _picture():
+    """An empty picture that is shown in its own size, not drawn out to the width of the page."""
+    import ipywidgets as w
+
+    return w.Image(format="png", layout=w.Layout(align_self="flex-start", max_width="100%"))
 
 
 def png(pixels: np.ndarray) -> bytes:
