@@ -9,7 +9,6 @@ because of how memory is read. Takes about two minutes.
 """
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -18,11 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from record import RESULTS, write
 from torch import Tensor
 
 from segformer_lite import EfficientSelfAttention
 
-RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "attention-cost.json"
 SIDES = {  # pixels
     "full, matrix kept": (64, 128, 192, 256, 384),
     "full, fused": (64, 128, 192, 256, 384, 512, 768, 1024),
@@ -75,9 +74,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     result = {"command": "python benchmarks/attention_cost.py", "machine": f"{platform.machine()} CPU, 1 thread",
               "python": platform.python_version(), "torch": torch.__version__.split("+")[0], "rows": rows}
-    beside = RESULT.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, RESULT)
+    write(RESULTS / "attention-cost.json", result)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ where it stopped: finished runs lie in runs/chest-claims-<steps>.
 import argparse
 import json
 import math
-import os
-import platform
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torchvision
+from record import RESULTS, runs_folder, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis.ct_shifts import SEVERITIES, Shifted
@@ -32,7 +30,6 @@ from segformer_lite.models import upsample
 from segformer_lite.show import COLOURS, use_style
 from segformer_lite.training import class_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA, GROUPS = "sample-chest-ct", 3
 ORGANS = ("lung", "heart", "trachea")
 AUGMENTED = ("not augmented", "plain", "colours")  # tested under shifts
@@ -158,12 +155,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=GROUPS, choices=range(1, GROUPS + 1), help="runs per setting")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / f"chest-claims-{args.steps}"
+    runs = runs_folder() / f"chest-claims-{args.steps}"
     everybody, settings = patients(), {}
-    args.out.mkdir(parents=True, exist_ok=True)
     for k in range(args.seeds):
         for name, config in configs(everybody[k::GROUPS], args.steps).items():
             if name == "split by slice":
@@ -174,17 +170,13 @@ def main() -> None:
             settings.setdefault(name, {"config": config.as_dict(), "runs": []})["runs"].append(figures)
         content = {
             "command": f"python benchmarks/chest_claims.py --steps {args.steps} --seeds {args.seeds}",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                         "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+            "versions": versions(),
             "device": "cuda" if torch.cuda.is_available() else "cpu", "seeds": k + 1, "severities": SEVERITIES,
             "settings": settings,
         }
-        target = args.out / "chest-claims.json"
-        beside = target.with_suffix(".part")
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        beside.replace(target)
-        draw(content, target.with_suffix(".png"))
-        print(f"written: {target.name} and {target.with_suffix('.png').name} in {args.out.name}", flush=True)
+        write(args.out / "chest-claims.json", json.dumps(content) + "\n")  # a picture a line would be too long
+        draw(content, args.out / "chest-claims.png")
+        print(f"written: chest-claims.json and chest-claims.png in {args.out.name}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ docs/results. Broken off, it goes on where it stopped: finished runs lie in runs
 
 import argparse
 import json
-import os
-import platform
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torchvision
+from record import RESULTS, runs_folder, versions, write
 from torch import Tensor
 
 import segformer_lite as sl
@@ -38,7 +36,6 @@ from segformer_lite.models.variants import StripReduction
 from segformer_lite.show import COLOURS, use_style
 from segformer_lite.training import class_weights, load_model
 
-ROOT = Path(__file__).resolve().parents[1]
 RATES = ((1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
 SEARCH_SEED = 100
 BINS = {"small": (0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03, 0.1), "> 10 %": (0.1, 0.3),
@@ -154,13 +151,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="px of the square crops in training, and of short sides")
     parser.add_argument("--steps", type=int, default=500, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
     common = sl.TrainConfig.preset("sample-coco", data=args.data, size=args.size, steps=args.steps,
                                    checkpoint_every=100)
     place = f"coco-claims-{Path(args.data).name}-{args.size}-{args.steps}"
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / place
+    runs = runs_folder() / place
     configs = {name: with_best_rate(name, config, runs) for name, config in settings(common).items()}
     configs["b0-weights"] = replace(configs["b0"], class_weights=weights_of(common))
     table = sl.compare(configs, seeds=args.seeds, folder=runs, progress=sys.stderr.isatty())
@@ -172,8 +169,7 @@ def main() -> None:
     content = {
         "command": f"python benchmarks/coco_claims.py --data {Path(args.data).name} --size {args.size} "
                    f"--steps {args.steps} --seeds {args.seeds}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+        "versions": versions(),
         "settings": {**common.as_dict(), "data": Path(args.data).name},
         "classes": list(classes),
         "class_weights": configs["b0-weights"].class_weights,
@@ -186,13 +182,9 @@ def main() -> None:
         "results": {name: [figures(runs / name / str(seed), config) for seed in range(args.seeds)]
                     for name, config in configs.items()},
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "coco-claims.json"
-    beside = target.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(target)
-    draw(content, target.with_suffix(".png"))
-    print(f"written: {target.name} and {target.with_suffix('.png').name} in {args.out.name}")
+    write(args.out / "coco-claims.json", content)
+    draw(content, args.out / "coco-claims.png")
+    print(f"written: coco-claims.json and coco-claims.png in {args.out.name}")
 
 
 if __name__ == "__main__":

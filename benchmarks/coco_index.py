@@ -2,8 +2,8 @@
 
     python benchmarks/coco_index.py
 
-Draws a JSON of the size of instances_train2017 from a seed (118,287 pictures, 860,001 outlines, 469 MB; the pictures are
-empty files, which an index does not open), then opens it in turns with `pycocotools.coco.COCO` and with
+Draws a JSON of the size of instances_train2017 from a seed (118,287 pictures, 860,001 outlines, 469 MB; the pictures
+are empty files, which an index does not open), then opens it in turns with `pycocotools.coco.COCO` and with
 `CocoSegmentation`, each time in a process of its own, which has imported what it needs. Writes
 docs/results/coco-index.json. Takes five minutes and 3 GB of memory; Linux only.
 """

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from record import RESULTS, write
 
 import segformer_lite as sl
 from segformer_lite.data import BatchAugmentation, augmentation, open_dataset, pack, pack_dataset, resize_short_side
 from segformer_lite.data.batch_transforms import STEPS, chances, on_canvas
 
-RESULT = Path(__file__).resolve().parents[1] / "docs" / "results" / "data-rates.json"
 BATCH = 32
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data", default="sample-coco", help="a data set's name or folder")
     parser.add_argument("--size", type=int, default=256, help="base size and size of the crops, px")
     parser.add_argument("--limit", type=int, default=128, help="how many training pictures are measured")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "data-rates.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.cpu_count = lambda: 1  # packing would share its work among all cores
@@ -100,9 +100,7 @@ def main() -> None:
         "data": Path(arguments.data).name, "images": len(base), "size": size,
         "bytes an image in the pack": round(bytes_each), "rates": rates,
     }
-    beside = arguments.out.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, arguments.out)
+    write(arguments.out, result)
     print(json.dumps(result, indent=1))
 
 

@@ -12,20 +12,14 @@ in runs/encoder-ablation and are not trained again. Chapter 06 draws the file.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-import torchvision
+from record import RESULTS, runs_folder, versions, write
 from torch import Tensor, nn
 
 import segformer_lite as sl
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class LastStageDecoder(nn.Module):
@@ -61,10 +55,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs per network")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / f"encoder-ablation-{args.steps}"
+    runs = runs_folder() / f"encoder-ablation-{args.steps}"
     chosen = configs(args.steps)
     table = sl.compare(chosen, seeds=args.seeds, folder=runs, progress=sys.stderr.isatty())
     print(table)
@@ -73,20 +67,15 @@ def main() -> None:
     every = {name: config.as_dict() for name, config in chosen.items()}
     content = {
         "command": f"python benchmarks/encoder_ablation.py --steps {args.steps} --seeds {args.seeds}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+        "versions": versions(),
         "settings": {key: value for key, value in next(iter(every.values())).items()
                      if key not in (*own, "seed", "folder", "name")},
         "networks": {name: {key: config[key] for key in own} for name, config in every.items()},
         "results": table.results,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "encoder-ablation.json"
-    beside = target.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(target)
-    table.figure().savefig(target.with_suffix(".png"), dpi=110)
-    print(f"written: {target.name} and {target.with_suffix('.png').name} in {args.out.name}")
+    write(args.out / "encoder-ablation.json", content)
+    table.figure().savefig(args.out / "encoder-ablation.png", dpi=110)
+    print(f"written: encoder-ablation.json and encoder-ablation.png in {args.out.name}")
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from record import RESULTS, write
 from safetensors import safe_open
 
 import segformer_lite as sl
 from segformer_lite.cli import main as cli
 from segformer_lite.data.verify import verify
 
-ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60  # seconds of the CPU that a case may take
 PARTS = (".part", ".tmp")
 ODD = [None, True, -1, 0, 0.5, 1e308, float("nan"), 10**30, 2**31, "", "x", "../../x", "\0", "9" * 400, [], {}, [[]],
@@ -373,7 +373,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     table, wrong, began = {kind: Counter() for kind in KINDS}, [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -395,10 +395,7 @@ def main() -> int:
                "seconds": round(time.perf_counter() - began), "total": total, "kinds": rows, "wrong": wrong}
     print(json.dumps(total))
     if args.count > 1:
-        args.out.mkdir(parents=True, exist_ok=True)
-        part = args.out / "fuzz.part"
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(args.out / "fuzz.json")
+        write(args.out / "fuzz.json", content)
     return 1 if wrong else 0
 
 

@@ -84,7 +84,7 @@ def kill_test(kills: int, work: Path, seed: int = 0) -> list[dict]:
             path = folder / CHECKPOINT
             wait_for(process, draw.randint(0, 3), path)
             if len(killed) % 2:
-                wait_for(process, 1, path, path.with_suffix(".part"))
+                wait_for(process, 1, path, path.with_name(f"{CHECKPOINT}.part"))
             process.join(draw.uniform(0, 0.03 if len(killed) % 2 else one_step))
             process.kill()
         process.join()

@@ -12,8 +12,6 @@ network. Broken off, it goes on where it stopped: finished runs lie in runs/neig
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -22,14 +20,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torchvision
+from record import RESULTS, runs_folder, versions, write
 from sample_runs import baselines
 
 import segformer_lite as sl
 from segformer_lite.analysis import macs, parameters
 from segformer_lite.show import COLOURS, use_style
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("fcn8s", "segnet", "unet", "pspnet", "deeplabv3plus", "setr", "segformer_b0")
 SETS = ("sample-coco", "sample-chest-ct")
 RATES = ((1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
@@ -133,10 +130,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs per network and set")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / f"neighbours-{args.steps}"
+    runs = runs_folder() / f"neighbours-{args.steps}"
     rates = choose_rates(args.steps, runs)
     sets, size = {}, sl.TrainConfig.preset(SETS[0]).size
     costs = {name: {"parameters": parameters(model), "macs": macs(model, size)}
@@ -154,20 +151,15 @@ def main() -> None:
                       "longer": train_longer(configs, rows, args.seeds, runs / f"{name}-longer")}
     content = {
         "command": f"python benchmarks/neighbours.py --steps {args.steps} --seeds {args.seeds}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+        "versions": versions(),
         "device": "cuda" if torch.cuda.is_available() else "cpu", "size_px": size,
         "rates": {name: {"lr": rate, "head_lr_mult": times} for name, (rate, times) in rates.items()},
         "costs": costs, "sets": sets,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / "neighbours.json"
-    beside = target.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(target)
-    target.with_suffix(".md").write_text(page(content), encoding="utf-8")
-    draw(content, target.with_suffix(".png"))
-    print(f"written: {target.name} and {target.with_suffix('.png').name} in {args.out.name}")
+    write(args.out / "neighbours.json", content)
+    write(args.out / "neighbours.md", page(content))
+    draw(content, args.out / "neighbours.png")
+    print(f"written: neighbours.json and neighbours.png in {args.out.name}")
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ About five minutes on one CPU core. Same seeds, same numbers, up to rounding bet
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from record import RESULTS, versions, write
 
-from segformer_lite import __version__
 from segformer_lite.analysis.position import position_spread, readout_r2, split_padding, train_readout
 from segformer_lite.models import MixFFN, MixTransformer
 from segformer_lite.models.variants import MLPFFN
@@ -80,7 +77,7 @@ def draw(results: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--spread-seeds", type=int, default=5)
     parser.add_argument("--readout-seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250, help="training steps of a readout (default 250)")
@@ -88,17 +85,12 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.process_time()
     results = {"command": "python benchmarks/position_leak.py",
-               "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                            "numpy": np.__version__, "segformer_lite": __version__},
+               "versions": versions(),
                **measure(args.spread_seeds, args.readout_seeds, args.steps)}
     results["cpu_seconds"] = round(time.process_time() - began)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    path = args.folder / "position-leak.json"
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(beside, path)
-    draw(results, path.with_suffix(".png"))
-    print(f"wrote {path.name} and its figure")
+    write(args.out / "position-leak.json", results)
+    draw(results, args.out / "position-leak.png")
+    print(f"written: position-leak.json and position-leak.png in {args.out.name}")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ draws it beside. About 45 minutes on one CPU core; finished runs in --runs are n
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from record import RESULTS, runs_folder, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis import iou_by_border_distance
@@ -121,25 +118,19 @@ def draw(results: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = Path(__file__).resolve().parents[1]
-    parser.add_argument("--folder", type=Path, default=root / "docs" / "results", help="where JSON and figure go")
-    parser.add_argument("--runs", type=Path, default=root / "runs" / "position-table", help="where the runs go")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--runs", type=Path, default=runs_folder() / "position-table", help="where the runs go")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
     args = parser.parse_args()
     began = time.process_time()
     results = {"command": "python benchmarks/position_table.py",
-               "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                            "numpy": np.__version__, "segformer_lite": sl.__version__},
+               "versions": versions(),
                **measure(args.seeds, args.steps, args.runs)}
     results["cpu_seconds"] = round(time.process_time() - began)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    path = args.folder / "position-table.json"
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(beside, path)
-    draw(results, path.with_suffix(".png"))
-    print(f"wrote {path.name} and its figure")
+    write(args.out / "position-table.json", results)
+    draw(results, args.out / "position-table.png")
+    print(f"written: position-table.json and position-table.png in {args.out.name}")
 
 
 if __name__ == "__main__":

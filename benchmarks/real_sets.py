@@ -12,21 +12,16 @@ Broken off, it goes on where it stopped.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
 
 import torch
-import torchvision
+from record import RESULTS, runs_folder, versions, write
 from sample_runs import baselines
 
 import segformer_lite as sl
-from segformer_lite.training.checkpoint import beside
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {"segformer_b0": {"lr": 1e-3, "head_lr_mult": 1.0}, "segformer_b0_report": {"lr": 1e-3, "head_lr_mult": 1.0},
             "unet": {"lr": 3e-3, "head_lr_mult": 1.0}}
 SETS = {  # name: folder, share of the steps, how it is divided
@@ -82,10 +77,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs per network and set")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--val-patients", type=lambda text: text.split(","), help="chest CT: hold out these")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs") / f"real-sets-{args.steps}"
+    runs = runs_folder() / f"real-sets-{args.steps}"
     sets = {}
     for name, (folder, *_) in SETS.items():
         if (args.folder / folder).is_dir():
@@ -96,14 +91,11 @@ def main() -> None:
         "command": f"python benchmarks/real_sets.py FOLDER --steps {args.steps} --seeds {args.seeds} "
                    f"--networks {' '.join(args.networks)}",
         "seeds": args.seeds, "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "torchvision": torchvision.__version__.split("+")[0], "segformer_lite": sl.__version__},
+        "versions": versions(),
         "sets": sets,
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("real-sets.json", json.dumps(content, indent=1) + "\n"), ("real-sets.md", page(content))):
-        with beside(args.out / name) as part:
-            part.write_text(text, encoding="utf-8")
+    write(args.out / "real-sets.json", content)
+    write(args.out / "real-sets.md", page(content))
     print(f"written: real-sets.json and real-sets.md in {args.out.name}")
 
 

@@ -10,24 +10,22 @@ Loading from a disk is not in it: benchmarks/data_rates.py measures that. Writes
 """
 
 import argparse
-import json
 import math
 import platform
 import time
 from pathlib import Path
 
 import torch
+from record import RESULTS, write
 from torchvision import tv_tensors
 
 import segformer_lite as sl
 from segformer_lite.data import BatchAugmentation, augmentation
 from segformer_lite.data.batch_transforms import chances, on_canvas
 from segformer_lite.training.batches import augments, mix
-from segformer_lite.training.checkpoint import beside
 from segformer_lite.training.device import choose_device, choose_precision
 from segformer_lite.training.loop import train_step
 
-ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
 PRESETS = {"report-coco": (50_000, 81, 4 / 3), "report-chest-ct": (15_000, 4, 1)}  # pictures, classes, width / height
 
@@ -117,7 +115,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=512, help="different pictures in memory")
     parser.add_argument("--batch-size", type=int, help="default: each preset's own")
     parser.add_argument("--cards", type=float, nargs="*", default=[], help="GB of smaller cards to stand in for")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     device = choose_device()
     if args.cards and device.type != "cuda":
@@ -135,9 +133,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
     content = {"command": f"python benchmarks/report_presets.py --steps {args.steps} --pictures {args.pictures}",
                "device": name, "torch": torch.__version__.split("+")[0], "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
-    with beside(args.out / "report-presets.json") as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(args.out / "report-presets.json", content)
 
 
 if __name__ == "__main__":

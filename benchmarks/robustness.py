@@ -13,8 +13,6 @@ on where it stopped.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from record import RESULTS, runs_folder, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis.corruptions import CORRUPTIONS, FAMILIES, Corrupted, counted, robustness
@@ -29,7 +28,6 @@ from segformer_lite.evaluation import confusion_matrix, iou_per_class, resize_fo
 from segformer_lite.models import upsample
 from segformer_lite.show import COLOURS, use_style
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA, STEPS = "sample-coco", 500
 NETWORKS = ("segformer_b0", "deeplabv3plus", "unet")
 CITYSCAPES = 1024  # rows of its pictures
@@ -54,7 +52,7 @@ class Pictures:
 
 def trained(seeds: int, runs: Path) -> dict[str, list]:
     """network -> its model of each seed; trains those that are not there."""
-    rates = json.loads((ROOT / "docs" / "results" / "neighbours.json").read_text(encoding="utf-8"))["rates"]
+    rates = json.loads((RESULTS / "neighbours.json").read_text(encoding="utf-8"))["rates"]
     missing = {network: sl.TrainConfig.preset(DATA, model=network, steps=STEPS, **rates[network])
                for network in NETWORKS for seed in range(seeds)
                if not (runs / network / str(seed) / "report.json").exists()}
@@ -133,21 +131,15 @@ def draw(results: dict, path: Path) -> None:
     plt.close(fig)
 
 
-def write(path: Path, content: dict) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=38, help="validation pictures, spread over the whole set")
     parser.add_argument("--seeds", type=int, default=3, help="runs per network")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 
     began = time.process_time()
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or ROOT / "runs")
+    runs = runs_folder()
     pictures = Pictures(sl.data.open_dataset(DATA, "val"), args.pictures)
     size = sl.TrainConfig.preset(DATA).size
     models = trained(args.seeds, runs / f"neighbours-{STEPS}" / DATA)
@@ -155,8 +147,7 @@ def main() -> None:
     done = measure_all(models, all_conditions(pictures, size), store)
     content = {
         "command": f"python benchmarks/robustness.py --pictures {args.pictures} --seeds {args.seeds}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0],
-                     "segformer_lite": sl.__version__},
+        "versions": versions(),
         "settings": {"data": DATA, "steps": STEPS, "pictures": len(pictures), "size_px": size,
                      "made_for_px": CITYSCAPES, "severities": {name: counted(name) for name in CORRUPTIONS}},
         "runs": {network: [gather(done, network, seed) for seed in range(args.seeds)] for network in NETWORKS},

@@ -7,21 +7,19 @@ frequent class everywhere; "colour" looks each pixel's colour up in a table of 1
 most frequent class of the training pixels of that colour.
 """
 
-import json
 import os
 import platform
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
+from record import RESULTS, write
 
 import segformer_lite as sl
 from segformer_lite.cli import draw_results
 from segformer_lite.evaluation import metrics
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 SEEDS = 3
 
 
@@ -79,9 +77,7 @@ def main() -> None:
             print(f"{name:16s} {row:14s}", "  ".join(
                 f"{key} {np.mean([r[key] for r in runs]):.3f} ± {np.std([r[key] for r in runs], ddof=1):.3f}"
                 if len(runs) > 1 else f"{key} {runs[0][key]:.3f}" for key in ("miou", "dice", "pixel_accuracy")))
-    beside = RESULTS / "sample-runs.part"
-    beside.write_text(json.dumps(results, indent=1))
-    beside.replace(RESULTS / "sample-runs.json")
+    write(RESULTS / "sample-runs.json", results)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,7 @@ def masters(chosen: list[str] | None = None) -> list[Path]:
     found = sorted((FOLDER / "masters").glob("[0-9][0-9]_*.py"))
     for number in chosen or []:
         if not any(path.name.startswith(number) for path in found):
-            raise ValueError(
-                f"no master starts with {number!r}; there are: {', '.join(p.stem for p in found)}"
-            )
+            raise ValueError(f"no master starts with {number!r}; there are: {', '.join(p.stem for p in found)}")
     return [path for path in found if not chosen or path.name.startswith(tuple(chosen))]
 
 
@@ -177,14 +175,10 @@ def keep_outputs(book: nbformat.NotebookNode, path: Path) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", nargs="*", help="chapter numbers, for example 03; all when none is given")
     parser.add_argument("--force", action="store_true", help="execute even when the master has not changed")
-    parser.add_argument(
-        "--check", action="store_true", help="compare only, run nothing; exit 1 on a difference"
-    )
+    parser.add_argument("--check", action="store_true", help="compare only, run nothing; exit 1 on a difference")
     args = parser.parse_args(argv)
     try:
         chosen = masters(args.chapter)

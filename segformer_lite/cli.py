@@ -1,4 +1,4 @@
-"""The command line: `segformer-lite data | train | evaluate | predict | erf | doctor`.
+"""The command line: `segformer-lite data | train | evaluate | predict | erf | bench | doctor`.
 
 Bad input is one clear line and exit status 2; what came out and how to go on is said at the end of every command.
 """
@@ -18,10 +18,10 @@ from . import cli_bench, cli_data, cli_look, data
 from .analysis import receptive_field
 from .cli_look import predict_labels
 from .evaluation import evaluate, resize_for_model
+from .files import beside
 from .models import Segmenter
 from .show import masks
 from .training import PRESETS, TrainConfig, train
-from .training.checkpoint import beside
 from .training.config import require_own_classes
 
 SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says

@@ -5,16 +5,17 @@ import platform
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
 from .analysis import speed
-from .models import create_model, preprocess
+from .files import beside
+from .models import SegFormer, preprocess
 from .show.curves import bars
 from .training import TrainConfig, make_optimizer
-from .training.checkpoint import beside
 from .training.device import choose_device
 from .training.loop import train_step
 
@@ -45,7 +46,7 @@ def run_bench(arguments) -> None:
         raise ValueError("sizes must be at least 32 px, batches and turns at least 1")
     device = choose_device(arguments.device)
     torch.manual_seed(0)
-    ours = create_model(f"segformer_{arguments.variant}", CLASSES).to(device)
+    ours = SegFormer(arguments.variant, CLASSES).to(device)
     networks: dict[str, nn.Module] = {"segformer_lite": ours}
     for name, network in speed.peers(arguments.variant, ours).items():
         if isinstance(network, str):
@@ -101,7 +102,7 @@ def step(name: str, network: nn.Module, work: str, images: Tensor, labels: Tenso
          compiled: bool) -> Callable[[], object]:
     """One forward pass, or one training step as each package's users write it."""
     if compiled:
-        network = torch.compile(network)
+        network = cast(nn.Module, torch.compile(network))
     if work == "inference":
         return speed.inference(network, preprocess(images), dtype)
     if name != "segformer_lite":

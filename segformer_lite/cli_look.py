@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from .analysis import receptive_field
 from .analysis.receptive_field import SHARES, find_layer
 from .data.base import IMAGE_SUFFIXES
 from .evaluation import resize_for_model
+from .files import beside
 from .models import SegFormer, Segmenter, preprocess, upsample
 from .show import masks
 from .training import load_model
-from .training.checkpoint import KINDS, WEIGHTS, beside
+from .training.checkpoint import KINDS, WEIGHTS
 from .training.config import LARGEST_SIZE
 from .training.device import choose_device
 
@@ -172,12 +173,13 @@ def find_pictures(paths: list[Path]) -> list[Path]:
     return found
 
 
-def _scaled(pixel: tuple[int, int], size: tuple[int, int], seen: tuple[int, int]) -> tuple[int, int]:
+def _scaled(pixel: Sequence[int], size: Sequence[int], seen: Sequence[int]) -> tuple[int, int]:
     """The pixel of the picture as it is, in the picture as the network sees it."""
     if not all(0 <= p < n for p, n in zip(pixel, size, strict=True)):
         raise ValueError(f"--pixel {pixel[0]} {pixel[1]} lies outside the picture of {size[0]} x {size[1]} px "
                          "(rows x columns)")
-    return tuple(p * m // n for p, n, m in zip(pixel, size, seen, strict=True))
+    row, column = (p * m // n for p, n, m in zip(pixel, size, seen, strict=True))
+    return row, column
 
 
 def _distinct(names) -> Iterator[str]:

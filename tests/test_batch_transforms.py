@@ -8,8 +8,8 @@ from torchvision.transforms.v2 import functional as F
 
 import segformer_lite as sl
 from segformer_lite.data import BatchAugmentation, augmentation, batch_transforms
-from segformer_lite.data.batch_transforms import CHANCES, LIMITS, chances, on_canvas
-from segformer_lite.data.transforms import FILL, MEAN_COLOUR, PhotometricDistortion, resize
+from segformer_lite.data.batch_transforms import CHANCES, chances, on_canvas
+from segformer_lite.data.transforms import COLOURS, FILL, MEAN_COLOUR, PhotometricDistortion, resize
 from segformer_lite.training import batches, loop
 
 NAMES = ["none", "flip", "pspnet", "segformer"]
@@ -64,7 +64,7 @@ def row(**given) -> torch.Tensor:
 def test_scale_crop_and_mirror_are_those_of_single_pictures(factor, mirrored):
     image, label = noise(71, 83)
     image = F.gaussian_blur(image, 5, 1.0)
-    first = 6 + 2 * len(LIMITS)
+    first = 6 + 2 * len(COLOURS)
     chance = row(c2=(factor - 0.5) / 1.5, c4=0.1 if mirrored else 0.9, **{f"c{first}": 0.3, f"c{first + 1}": 0.6})
     got, got_label = in_batch("flip", [noise(90, 60), (image, label)], [chances(1), chance])
 
@@ -106,9 +106,9 @@ def test_colours_are_those_of_single_pictures():
     got = batch_transforms.distort(images, rows[:, 6:14], rows[:, 5] < 0.5)
     orders = set()
     for image, chance, found in zip(images, rows.tolist(), got, strict=True):
-        steps = {name: low + (high - low) * chance[7 + 2 * i] for i, (name, (low, high)) in enumerate(LIMITS.items())
+        steps = {name: low + (high - low) * chance[7 + 2 * i] for i, (name, (low, high)) in enumerate(COLOURS.items())
                  if chance[6 + 2 * i] < 0.5}
-        names = ["brightness", "saturation", "hue", "contrast"] if chance[5] < 0.5 else list(LIMITS)
+        names = ["brightness", "saturation", "hue", "contrast"] if chance[5] < 0.5 else list(COLOURS)
         order = [(name, steps[name]) for name in names if name in steps]
         orders.add(tuple(name for name, _ in order))
         expected = PhotometricDistortion().transform(tv_tensors.Image(image), {"steps": order})

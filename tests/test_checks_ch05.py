@@ -1,8 +1,8 @@
 """Chapter 05's checks accept the right answers and reject the stub and planted mistakes, naming the cause."""
 
-import pytest
 import torch
 import torch.nn.functional as F
+from checks_table import accepts, complete, rejects, stub
 from torch import nn
 
 import segformer_lite as sl
@@ -121,11 +121,6 @@ class Nothing(Right):
         super().forward(x)
 
 
-class Stub(nn.Module):
-    def __init__(self, dim, expansion):
-        raise NotImplementedError
-
-
 def counts(dim, expansion):
     hidden = dim * expansion
     maps = dim * hidden + hidden + hidden * dim + dim
@@ -150,19 +145,14 @@ def model(patch_embed="circular", padding="circular", classes=5, **options):
     return net
 
 
-def stub(*arguments):
-    raise NotImplementedError
-
-
-ACCEPTED = [
+RIGHT = [
     (checks.depthwise, depthwise),
     (checks.mix_ffn, Right),
     (checks.mix_ffn, sl.MixFFN),
     (checks.ffn_counts, counts),
     (checks.leak_free, model()),
 ]
-REJECTED = [
-    (checks.depthwise, lambda x, w: None, "return"),
+WRONG = [
     (checks.depthwise, lambda x, w: depthwise(x, w[:1]), "one kernel for all"),
     (checks.depthwise, lambda x, w: depthwise(x, w, flip=True), "flipped"),
     (checks.depthwise, lambda x, w: depthwise(x, w.transpose(2, 3)), "exchanged"),
@@ -170,6 +160,7 @@ REJECTED = [
     (checks.depthwise, lambda x, w: depthwise(x, w, pad="replicate"), "zeros are missing"),
     (checks.depthwise, lambda x, w: F.conv2d(x, w, groups=len(w)), "expected shape.*no padding"),
     (checks.depthwise, lambda x, w: F.conv2d(x, w.expand(-1, len(w), 3, 3), padding=1), "summed"),
+    (checks.mix_ffn, stub, None),
     (checks.mix_ffn, NoGroups, "groups"),
     (checks.mix_ffn, GeluFirst, "GELU stands before"),
     (checks.mix_ffn, GeluTwice, "GELU stands twice"),
@@ -186,7 +177,6 @@ REJECTED = [
     (checks.mix_ffn, ExtraNorm, "norm"),
     (checks.mix_ffn, Nothing, "return"),
     (checks.mix_ffn, Right(8, 4), "the class itself, without brackets"),
-    (checks.ffn_counts, lambda d, e: None, "return"),
     (checks.ffn_counts, lambda d, e: counts(d, e)[:2], "three counts"),
     (checks.ffn_counts, change(0, lambda d, h: -2 * h - d), "biases are missing"),
     (checks.ffn_counts, change(0, lambda d, h: 9 * h * h - 9 * h), "full one"),
@@ -204,29 +194,9 @@ REJECTED = [
     (checks.leak_free, model(classes=6), "5 classes"),
 ]
 
-
-def name(value):
-    return getattr(value, "__name__", type(value).__name__)
-
-
-@pytest.mark.parametrize(("check", "answer"), ACCEPTED, ids=name)
-def test_check_accepts_the_right_answer(check, answer, capsys):
-    check(answer)
-    assert "correct" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("check, answer", [(checks.depthwise, stub), (checks.mix_ffn, Stub),
-                                           (checks.ffn_counts, stub)], ids=name)  # fmt: skip
-def test_check_rejects_the_open_stub(check, answer):
-    with pytest.raises(NotImplementedError):
-        check(answer)
-
-
-@pytest.mark.parametrize(("check", "answer", "reason"), REJECTED, ids=name)
-def test_check_rejects_a_mistake_and_says_why(check, answer, reason):
-    with pytest.raises(AssertionError, match=reason) as caught:
-        check(answer)
-    assert "\n" not in str(caught.value)
+test_right_answers_pass = accepts(RIGHT)
+test_wrong_answers_are_named = rejects(RIGHT, WRONG)
+test_every_check_is_tested_both_ways = complete(RIGHT, WRONG)
 
 
 def test_set_padding_on_the_whole_model_is_the_exercise_solution():

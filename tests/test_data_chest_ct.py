@@ -65,9 +65,7 @@ def test_palette_is_blue_green_red(tiny):
     assert palette[1:].argmax(axis=1).tolist() == [BLUE, GREEN, RED]
 
 
-@pytest.mark.parametrize(
-    ("threshold", "counts"), [(127, [0, 0, 1, 1]), (239, [0, 0, 0, 1]), (50, [0, 1, 1, 1])]
-)
+@pytest.mark.parametrize(("threshold", "counts"), [(127, [0, 0, 1, 1]), (239, [0, 0, 0, 1]), (50, [0, 1, 1, 1])])
 def test_threshold_is_exclusive(tiny, threshold, counts):
     dataset = ChestCT(tiny, threshold=threshold)
     levels = np.zeros((48, 64, 3), dtype=np.uint8)
@@ -201,9 +199,7 @@ def test_table_with_a_byte_order_mark_and_more_columns(tiny):
 def test_mask_of_another_size(tiny):
     dataset = ChestCT(tiny)
     Image.new("RGB", (64, 40)).save(dataset.mask_paths[0])
-    fails(
-        tiny, ValueError, str(dataset.image_paths[0]), "64x48", str(dataset.mask_paths[0]), "64x40", index=0
-    )
+    fails(tiny, ValueError, str(dataset.image_paths[0]), "64x48", str(dataset.mask_paths[0]), "64x40", index=0)
 
 
 def test_grey_and_truncated_masks(tiny):
@@ -238,9 +234,7 @@ def test_real_slices():
 @real
 def test_real_heart_lies_between_the_lungs():
     dataset = ChestCT(Path(REAL) / "chest_ct", "train", val_patients=["ID99999000000000000000001"])
-    image, mask = max(
-        (dataset[i] for i in range(len(dataset))), key=lambda item: int((item[1] == HEART).sum())
-    )
+    image, mask = max((dataset[i] for i in range(len(dataset))), key=lambda item: int((item[1] == HEART).sum()))
     columns = [torch.nonzero(mask == label)[:, 1].float().mean() for label in (LUNG, HEART)]
     assert abs(columns[0] - columns[1]) < 80
     assert image[0][mask == LUNG].float().mean() < image[0][mask == HEART].float().mean() - 20  # air is dark

@@ -33,12 +33,7 @@ def crowd(region: np.ndarray) -> dict:
 
 
 def annotation(image_id: int, category_id: int, segmentation, iscrowd: int = 0) -> dict:
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "segmentation": segmentation,
-        "iscrowd": iscrowd,
-    }
+    return {"image_id": image_id, "category_id": category_id, "segmentation": segmentation, "iscrowd": iscrowd}
 
 
 def write_coco(
@@ -277,13 +272,7 @@ def fails(root: Path, error: type, *words: str, index: int | None = None, **opti
 
 
 def test_missing_root(tmp_path):
-    fails(
-        tmp_path / "nowhere",
-        FileNotFoundError,
-        "nowhere",
-        "does not exist",
-        "annotations/instances_train2017.json",
-    )
+    fails(tmp_path / "nowhere", FileNotFoundError, "nowhere", "does not exist", "annotations/instances_train2017.json")
     (tmp_path / "empty").mkdir()
     fails(tmp_path / "empty", FileNotFoundError, "holds no COCO data", "train2017/")
 
@@ -308,10 +297,7 @@ def test_missing_images(tiny):
     ("change", "words"),
     [
         (lambda c: c.pop("annotations"), ["no COCO instances file", "'annotations'"]),
-        (
-            lambda c: c["annotations"][1].update(category_id=7),
-            ["annotations[1]", "category_id 7", "1, 3, 90"],
-        ),
+        (lambda c: c["annotations"][1].update(category_id=7), ["annotations[1]", "category_id 7", "1, 3, 90"]),
         (lambda c: c["annotations"][2].update(image_id=77), ["annotations[2]", "image_id 77"]),
         (lambda c: c["annotations"][0].pop("category_id"), ["annotations[0]", "'category_id'"]),
         (lambda c: c["annotations"][0].update(segmentation=[]), ["annotations[0]", "outline"]),

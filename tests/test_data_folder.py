@@ -126,9 +126,7 @@ def test_two_images_of_one_name(pets):
 def test_open_dataset_recognises_layouts(pets, tmp_path):
     assert isinstance(open_dataset(pets, "val", val_share=0.5), FolderSegmentation)
     (tmp_path / "other").mkdir()
-    with pytest.raises(
-        ValueError, match=r"other has no layout.*instances_\*\.json.*train\.csv.*classes\.txt"
-    ):
+    with pytest.raises(ValueError, match=r"other has no layout.*instances_\*\.json.*train\.csv.*classes\.txt"):
         open_dataset(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="sample-coco, sample-chest-ct, coco, chest_ct"):
         open_dataset("cocoo")

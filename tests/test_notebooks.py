@@ -13,13 +13,9 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(
-    p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob("*.ipynb")
-)
+NOTEBOOKS = sorted(p for folder in ("notebooks", "notebooks/solutions") for p in (ROOT / folder).glob("*.ipynb"))
 LARGEST_KB = 400
-MACHINE_PATH = re.compile(
-    r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w"
-)
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w")
 
 spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
 build = importlib.util.module_from_spec(spec)
@@ -46,9 +42,7 @@ def problems(book) -> list[str]:
             found += [f"cell {number}: {line}" for line in output_problems(output, tags(cell))]
             texts += [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
             texts += [t for mime, t in output.get("data", {}).items() if mime.startswith("text/")]
-        found += [
-            f"cell {number}: machine path {m[0]!r}" for t in texts for m in [MACHINE_PATH.search(t)] if m
-        ]
+        found += [f"cell {number}: machine path {m[0]!r}" for t in texts for m in [MACHINE_PATH.search(t)] if m]
         if (
             cell.cell_type == "code"
             and "raise NotImplementedError" in cell.source
@@ -81,15 +75,10 @@ def dependencies(book) -> list[str]:
                 written |= {node.name for node in ast.parse(cell.source).body if hasattr(node, "name")}
         elif cell.cell_type == "code":
             used = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
-            found += [
-                f"cell {number}: uses {name}, which an exercise defines" for name in sorted(used & written)
-            ]
+            found += [f"cell {number}: uses {name}, which an exercise defines" for name in sorted(used & written)]
         else:
             named = set(re.findall(r"`(\w+)", cell.source))
-            found += [
-                f"cell {number}: speaks of {name}, which an exercise defines"
-                for name in sorted(named & written)
-            ]
+            found += [f"cell {number}: speaks of {name}, which an exercise defines" for name in sorted(named & written)]
     return found
 
 
@@ -178,7 +167,6 @@ def test_guards_accept_a_clean_notebook():
     assert problems(clean()) == []
 
 
-# fmt: off
 def null_count(book): book.cells[3].execution_count = None
 def unsorted_counts(book): book.cells[1].execution_count, book.cells[3].execution_count = 3, 1
 def widget_state(book): book.metadata.widgets = {}
@@ -196,7 +184,6 @@ def windows_path(book): book.cells[3].outputs[0].text = "C:\\Users\\ada"
 def untagged_stub(book): book.cells[2].metadata.tags = ["exercise"]
 def later_use(book): book.cells[3].source = "print(my_area(2))"
 def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `my_area` showed"))
-# fmt: on
 
 
 @pytest.mark.parametrize(
@@ -235,9 +222,7 @@ def test_exercise_is_open_for_the_learner_and_solved_in_the_solutions(folder):
     assert '"""Area of a disc."""' in stub.source and "raises-exception" in tags(stub)
     assert "math.pi * r**2\n\nassert" in solved.source and "SOLUTION" not in solved.source
     assert "raises-exception" not in tags(solved)
-    assert len(chapter.cells) == 4 and len(solutions.cells) == 3, (
-        "solutions: a title, the imports, the exercise"
-    )
+    assert len(chapter.cells) == 4 and len(solutions.cells) == 3, ("solutions: a title, the imports, the exercise")
 
 
 def test_unclosed_solution_is_refused(folder):

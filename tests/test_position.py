@@ -33,7 +33,7 @@ class Ramp(nn.Module):
 
 def test_split_padding_reaches_every_padded_convolution_of_its_kind_and_no_other():
     modes = {name: part.padding_mode for name, part in encoder("reflect", "circular").named_modules()
-             if isinstance(part, nn.Conv2d)}  # fmt: skip
+             if isinstance(part, nn.Conv2d)}
     assert {m for n, m in modes.items() if "patch_embed" in n} == {"reflect"}
     assert {m for n, m in modes.items() if "dwconv" in n} == {"circular"}
     assert {m for n, m in modes.items() if "reduce" in n} == {"zeros"}

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segformer_lite.data.sample import (
-    MASK_JPEG,
-    coco_scene,
-    ct_slices,
-    make_sample,
-    outline,
-    run_lengths,
-)
+from segformer_lite.data.sample import MASK_JPEG, coco_scene, ct_slices, make_sample, outline, run_lengths
 
 coco = pytest.importorskip("pycocotools.coco")
 

@@ -45,7 +45,7 @@ def test_constraints_pin_what_pyproject_asks_for(project, constraints):
     assert len(pins) == len(constraints)
     assert all(re.fullmatch(r"==[\w.]+", pin) for pin in pins.values())
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["course"], *extras["test"], *extras["hub"]]
+    lines = [*project["dependencies"], *extras["course"], *extras["test"], *extras["hub"], *extras["site"]]
     for need in map(Requirement, lines):
         if need.name != project["name"]:
             assert need.specifier, f"{need} states no lowest version"
@@ -56,8 +56,8 @@ def test_constraints_hold_for_every_system(constraints):
     assert not [pin.name for pin in constraints if re.match("nvidia|cuda|triton", pin.name)]
 
 
-def test_test_extra_holds_the_course_extra(project):
-    assert "segformer-lite[course]" in project["optional-dependencies"]["test"]
+def test_test_extra_holds_the_extras_that_tests_use(project):
+    assert "segformer-lite[course,site]" in project["optional-dependencies"]["test"]
 
 
 def test_environment_yml_only_points_to_the_lists(project):
@@ -70,11 +70,14 @@ def test_environment_yml_only_points_to_the_lists(project):
     assert {"course", "test"} <= set(project["optional-dependencies"])
 
 
-def test_package_version_is_stated_once_and_the_same(project):
+def test_the_version_is_stated_once_and_cited(project):
     import segformer_lite
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert segformer_lite.__version__ == project["version"] == str(citation["version"])
+    assert "version" not in project and "version" in project["dynamic"]
+    assert segformer_lite.__version__ == str(citation["version"])
+    newest = re.search(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == segformer_lite.__version__
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -444,6 +447,7 @@ GPU = TORCH | {"gpu": "H200", "gpu_gb": 150}
     (doctor.check_kernel({"argv": ["/a/python", "-m"]}, "/a/python"), True, "is there"),
     (doctor.check_kernel({"argv": ["/b/python", "-m"]}, "/a/python"), False, "/b/python"),
     (doctor.check_kernel({"error": "No module named 'jupyterlab'"}, "/a/python"), None, "course.py lab"),
+    (doctor.check_kernel({"error": "No module named 'ipykernel'"}, "/a/python"), False, "delete the folder .venv"),
 ])
 def test_doctor_judges(result, passed, words):
     line = str(result)
@@ -466,6 +470,21 @@ def test_doctor_looks_into_the_data_folders(tmp_path):
     (tmp_path / "chest_ct" / "masks").mkdir()
     (tmp_path / "chest_ct" / "train.csv").touch()
     assert passed() == [True, True]
+
+
+def test_doctor_names_the_program_so_that_it_can_be_typed(tmp_path, monkeypatch):
+    bins = tmp_path / ".venv" / "bin"
+    bins.mkdir(parents=True)
+    monkeypatch.setattr(doctor, "HERE", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.program(str(bins / "python")) == "segformer-lite"     # not installed: its plain name
+    name = "segformer-lite.exe" if os.name == "nt" else "segformer-lite"
+    (bins / name).touch(mode=0o755)
+    assert Path(doctor.program(str(bins / "python"))) == Path(".venv", "bin", name)
+    monkeypatch.setattr(doctor, "HERE", tmp_path / "elsewhere")
+    assert Path(doctor.program(str(bins / "python"))) == bins / name
+    monkeypatch.setenv("PATH", str(bins))
+    assert doctor.program(str(bins / "python")) == "segformer-lite"
 
 
 def test_doctor_tries_to_write(tmp_path, monkeypatch):
@@ -493,7 +512,8 @@ def test_doctor_ends_with_1_when_something_failed(monkeypatch, capsys):
 
 def test_doctor_examines_this_machine():
     marks = {result.name: result.passed for result in doctor.examine(ROOT)}
-    assert marks["Python"] and marks["torch"] and marks["notebooks"] and len(marks) == 11
+    assert marks["Python"] and marks["torch"] and marks["notebooks"]
+    assert {"data/", "runs/", "work/"} <= set(marks) and len(marks) == 12
 
 
 def test_doctor_needs_nothing_but_python():
@@ -537,6 +557,16 @@ def test_ci_calls_the_tests():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().rstrip().endswith("exec python3 course.py test")
+
+
+def test_the_workflow_runs_the_same_and_a_report_brings_the_doctor():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+    [job] = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        asked = yaml.safe_load(form.read_text())["body"]
+        assert all(field["validations"]["required"] for field in asked if field["id"] in ("where", "doctor")), form.name
+    assert "`python3 course.py doctor`" in (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text()
 
 
 def test_citation_names_paper_and_report():

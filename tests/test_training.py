@@ -1,6 +1,7 @@
 """Loss, schedule, the loop: resuming to the same numbers, files that are whole or absent, comparisons."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("classes", [3, 70])  # few and many: two layouts
-@pytest.mark.parametrize("pictures", [0.01, 0.2, 0.8, 2, 1000])  # one line, some of them, one picture in two strips, two, all
+@pytest.mark.parametrize("pictures", [0.01, 0.2, 0.8, 2, 1000])  # a line, some, a picture in two strips, two, all
 @pytest.mark.parametrize("size", [(5, 6), (20, 24), (31, 7), (1, 1)])  # of logits: smaller, as large, larger, one
 def test_loss_part_by_part_is_the_loss_of_the_whole(size, pictures, classes, weighted, monkeypatch):
     monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", int(pictures * classes * 20 * 24))
@@ -265,6 +266,14 @@ def test_compare_trains_each_seed_once_and_tells_means(sample, tmp_path):
     again = sl.compare(configs, seeds=2, folder=tmp_path / "c", progress=False)
     assert again.results == table.results
     assert len((tmp_path / "c/plain/0/log.jsonl").read_text().splitlines()) == 1
+
+
+def test_compare_under_torchrun_is_one_line(monkeypatch, tmp_path):
+    """There the first process alone has a report; the others must not fail without a word."""
+    run = loop.Run(tmp_path, sl.TrainConfig(), [], sl.create_model("segformer_b0", 3), report=None)
+    monkeypatch.setattr(sys.modules[sl.compare.__module__], "train", lambda *arguments: run)
+    with pytest.raises(ValueError, match="start it without torchrun$"):
+        sl.compare({"a": sl.TrainConfig()}, folder=tmp_path, progress=False)
 
 
 def test_settings_are_checked_in_words():

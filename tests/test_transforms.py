@@ -16,17 +16,13 @@ def disc_scene(height: int = 90, width: int = 120) -> tuple[tv_tensors.Image, tv
     """A white disc, label 1, on black: brightness tells what the label should be."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     disc = (y - 40) ** 2 + (x - 70) ** 2 < 25**2
-    return tv_tensors.Image((255 * disc).to(torch.uint8).expand(3, -1, -1).clone()), tv_tensors.Mask(
-        disc.long()
-    )
+    return tv_tensors.Image((255 * disc).to(torch.uint8).expand(3, -1, -1).clone()), tv_tensors.Mask(disc.long())
 
 
 def noise(height: int = 80, width: int = 100, classes: int = 4) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    return tv_tensors.Image(image), tv_tensors.Mask(
-        torch.randint(0, classes, (height, width), generator=generator)
-    )
+    return tv_tensors.Image(image), tv_tensors.Mask(torch.randint(0, classes, (height, width), generator=generator))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,9 +74,7 @@ def test_none_is_the_centre():
 def test_padding_is_mean_colour_and_ignored():
     image, mask = noise(20, 100)
     out_image, out_mask = augmentation("none", 64)(image, mask)
-    assert torch.equal(out_mask[22:42], mask[:, 18:82]) and torch.equal(
-        out_image[:, 22:42], image[:, :, 18:82]
-    )
+    assert torch.equal(out_mask[22:42], mask[:, 18:82]) and torch.equal(out_image[:, 22:42], image[:, :, 18:82])
     for rows in (slice(0, 22), slice(42, 64)):
         assert (out_mask[rows] == 255).all()
         assert out_image[:, rows].flatten(1).unique(dim=1).flatten().tolist() == list(MEAN_COLOUR)
@@ -145,9 +139,7 @@ def test_half_of_the_pictures_are_mirrored():
     mask = tv_tensors.Mask(torch.arange(64).expand(64, 64).clone())
     torch.manual_seed(0)
     out = [augmentation("flip", 32)(image, mask)[1] for _ in range(200)]
-    mirrored = [
-        bool(row[(row != 255)][0] > row[(row != 255)][-1]) for row in (m[m.shape[0] // 2] for m in out)
-    ]
+    mirrored = [bool(row[(row != 255)][0] > row[(row != 255)][-1]) for row in (m[m.shape[0] // 2] for m in out)]
     assert 70 < sum(mirrored) < 130
 
 
@@ -191,19 +183,11 @@ def test_distortion_changes_the_image_alone():
 def test_distortion_draws_each_step_half_of_the_time_within_its_limits():
     torch.manual_seed(0)
     draws = [PhotometricDistortion().make_params([])["steps"] for _ in range(400)]
-    limits = {
-        "brightness": (-32 / 255, 32 / 255),
-        "contrast": (0.5, 1.5),
-        "saturation": (0.5, 1.5),
-        "hue": (-0.1, 0.1),
-    }
+    limits = {"brightness": (-32 / 255, 32 / 255), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
     for name, (low, high) in limits.items():
         amounts = [amount for steps in draws for step, amount in steps if step == name]
         assert 150 < len(amounts) < 250
-        assert (
-            low <= min(amounts) < low + 0.05 * (high - low)
-            and high - 0.05 * (high - low) < max(amounts) <= high
-        )
+        assert (low <= min(amounts) < low + 0.05 * (high - low) and high - 0.05 * (high - low) < max(amounts) <= high)
     orders = [[step for step, _ in steps] for steps in draws if len(steps) == 4]
     last = sum(order[-1] == "contrast" for order in orders)
     assert 0.25 < last / len(orders) < 0.75
@@ -226,9 +210,7 @@ def test_saturation_is_that_of_hsv(colour, factor):
 def test_hue_turns_the_colour_circle():
     hue, saturation, value = colorsys.rgb_to_hsv(0.2, 0.6, 0.4)
     expected = colorsys.hsv_to_rgb(hue + 0.1, saturation, value)
-    assert PhotometricDistortion.hue(pixel(0.2, 0.6, 0.4), 0.1).flatten().tolist() == pytest.approx(
-        expected, abs=1e-3
-    )
+    assert PhotometricDistortion.hue(pixel(0.2, 0.6, 0.4), 0.1).flatten().tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_steps_are_clipped_one_by_one():

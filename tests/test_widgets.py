@@ -45,6 +45,8 @@ def test_view_marks_the_pixel_and_shows_the_field():
     dark = widgets.heat(np.zeros((1, 1)))[0, 0]
     assert (view[150, 250] == dark).all()  # more than three powers of ten below
     assert (view[150, 450] == (100 * 0.35 + PALETTE[1] * 0.65).astype(np.uint8)).all()
+    with pytest.raises(ValueError, match="its palette: give that as well"):
+        widgets.erf_view(view, ReceptiveField(field, "x", "y", (20, 30)), np.ones((70, 50), int))
 
 
 def test_a_square_shows_the_side():

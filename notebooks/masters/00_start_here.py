@@ -15,8 +15,8 @@
 # - what goes into SegFormer, what comes out, and what is done with it;
 # - how to read a loss curve and an mIoU, and which cheap trick a good number must beat.
 #
-# **What you need.** Python, and to have met a tensor. Nothing of SegFormer: all that appears here
-# without a reason gets its reason in a later chapter.
+# **What you need.** Python, and to have met a tensor. Nothing of SegFormer: what appears here without
+# a reason gets its reason in a later chapter.
 #
 # `python3 course.py lab` opens a copy of this chapter in `work/` in which no cell has run yet. Run them
 # one after another; that way no result is there before you have guessed it.
@@ -276,16 +276,17 @@ masks.legend(fig, [*after, *(label for _, label in items)], val_set.classes, val
 show.figure(fig, alt=(
     "Three scenes the network has not trained on, each as picture, mask before training, mask "
     "after training and truth. Before training the masks are noise over the whole picture; after "
-    "a minute large objects are covered by blobs; the pizzas in the right colour, car, clock and cat "
-    "in wrong ones."))
+    "a minute large objects are covered by blobs, the pizzas in the right colour, clock and cat in "
+    "wrong ones; the car is hardly covered."))
 
 # %% [markdown]
 # These are pictures from the validation set: the network has never seen them. Before training it
 # guesses without sense. After a minute it has found where *something* large is; outlines are soft and
 # small things are missing. What it is, it knows for the most common shapes only: here the pizzas are
-# right, while the car, the clock and the cat were given other classes. (Your run may get others
-# right.) So the truth lies between **B** and **C**, and patience moves it towards **B**:
-# `python3 course.py run` shows the network five times as many pictures.
+# right, and parts of the stop sign; clock and cat were given other classes, and the car was hardly
+# seen at all. (Your run may get others right.) So the truth lies between **B** and **C**. *Why.* The
+# loss counts pixels, so what is large and frequent is learned first. Patience moves the answer
+# towards **B**: `python3 course.py run` shows the network five times as many pictures.
 
 # %% [markdown]
 # ## Measure
@@ -340,17 +341,18 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # Bright: the answer in the middle depends strongly on that pixel. The scale goes down by powers of
-# ten, and the titles say how much of the picture holds half of the whole. An untrained network
-# looks everywhere a little; in this short run training has drawn its gaze together. The fine grid and
-# the sharp edges come from windows and squares that the network works in; chapters 03 and 04 show
-# them. Later chapters explain how such maps are made, why they reach so far, and how they differ
-# between networks.
+# ten, and the titles say how much of the picture holds half of the whole. An untrained network looks
+# everywhere a little; in this short run training has drawn its gaze together. The fine grid and the
+# sharp edges come from windows and squares that the network works in; chapters
+# [03](03_patch_embedding.ipynb) and [04](04_efficient_attention.ipynb) show them. How such maps are
+# made, why they reach so far, and how they differ between networks is the subject of
+# [chapter 11](11_receptive_fields.ipynb).
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. IoU (10 minutes)
 #
@@ -463,14 +465,16 @@ print("IoU per class", values.round(3))
 # %% [markdown]
 # ## What the paper says, what you did
 #
-# - The paper *fine-tunes*: its encoder first saw ImageNet for 300 epochs, then the segmentation data
-#   for 160,000 steps of 16 pictures, at a learning rate of 6e-5. You started from random weights,
-#   with a higher rate, 580 pictures and 400 steps of 8. So low numbers are no surprise, and they say
-#   nothing about the network's limits.
-# - The report that this course follows trains from scratch too, with 50,000 COCO pictures for 100
-#   epochs. That run has a name here, `report-coco`, and needs the real data and a GPU.
-# - Both compute the loss at the size of the label map, as you did, although the network answers at
-#   1/4.
+# - The paper (E. Xie and others, *SegFormer*, 2021,
+#   [arXiv:2105.15203](https://arxiv.org/abs/2105.15203)) *fine-tunes*: its encoder first saw
+#   ImageNet, then ADE20K for 160,000 steps of 16 pictures, at a learning rate of 6e-5. You started
+#   from random weights, with a higher rate, 580 pictures and 400 steps of 8. So low numbers are no
+#   surprise, and they say nothing about the network's limits.
+# - The report that this course follows (K. Hirokawa, *Image Segmentation using Deep Learning (III):
+#   SegFormer*) trains from scratch too, with 50,000 COCO pictures for 100 epochs. That run has a name
+#   here, `report-coco`, and needs the real data and a GPU.
+# - The released code computes the loss at the size of the label map, as you did, although the network
+#   answers at 1/4.
 
 # %% [markdown]
 # ## Pitfalls
@@ -499,8 +503,9 @@ print("IoU per class", values.round(3))
 # usual cure.
 #
 # **Is it normal that training from scratch on a small set gives low numbers?** Yes. Large
-# Transformers are normally pretrained. Small scenes like these can be learned from scratch, and
-# that is why the course starts with them.
+# Transformers are normally pretrained; [chapter 13](13_pretrained_and_own_data.ipynb) starts from
+# such weights. Small scenes like these can be learned from scratch, and that is why the course starts
+# with them.
 #
 # **Who enlarges the logits, and to what size?** The loss enlarges them to the label's size,
 # `predict` to the picture's. The network itself never does.
@@ -511,7 +516,8 @@ print("IoU per class", values.round(3))
 # %% [markdown]
 # ## Next
 #
-# Chapter 01 asks what segmentation is: five tasks, how each is scored, and how a map is enlarged.
-# Chapter 02 builds the networks that came before. In a hurry for SegFormer? Chapter 03, patch
-# embedding, opens the first box: how a picture becomes tokens. To see at any time which exercises you
-# have solved: `checks.progress()`.
+# [Chapter 01](01_what_is_segmentation.ipynb) asks what segmentation is: five tasks, how each is
+# scored, and how a map is enlarged. [Chapter 02](02_cnn_baselines.ipynb) builds the networks that
+# came before. In a hurry for SegFormer? [Chapter 03](03_patch_embedding.ipynb), patch embedding,
+# opens the first box: how a picture becomes tokens. To see at any time which exercises you have
+# solved: `checks.progress()`.

@@ -110,8 +110,9 @@ print(f"{len(objects)} boxes: on average {np.mean(filled):.0%} of a box is the o
 
 # %% [markdown]
 # **Instance segmentation** replaces the box by the pixels. pycocotools, COCO's own library, decides
-# which pixels lie inside an outline (chapter 08 opens that box). The map below gives every object a
-# number, the largest first, so that small things in front stay visible. Crowd pixels get 255.
+# which pixels lie inside an outline ([chapter 08](08_data.ipynb#paint) opens that box). The map below
+# gives every object a number, the largest first, so that small things in front stay visible. Crowd
+# pixels get 255.
 
 # %%
 def region(annotation):
@@ -868,10 +869,10 @@ for shift in (1, 2, 4, 5):
     print(f"{shift} px:", "  ".join(f"{name} {value:.2f}" for name, value in table[shift].items()))
 
 # %% [markdown]
-# PQ (dots) is IoU while there is a match, and 0 from the moment there is none: between 4 and 5
-# pixels it falls by half. A detector that gets all things almost right scores like one that sees
-# nothing. Boundary IoU (dashed) has lost most of its value after two pixels. Each score has its own
-# idea of *near*.
+# PQ (dots) is IoU while there is a match, and 0 from the moment there is none: between 4 and 5 pixels
+# it drops from 0.53 to nothing. A detector that gets all things almost right scores like one that
+# sees nothing. Boundary IoU (dashed) has lost two thirds of its value after one pixel, and nearly all
+# of it after two. Each score has its own idea of *near*.
 
 # %% [markdown]
 # ## Move the square
@@ -1193,11 +1194,11 @@ for name, part in zip(outputs, inside):
     print(f"{' '.join(name.split()):32s} varies by {part.std():.2f} of its mean")
 
 # %% [markdown]
-# A kernel that divides *can* be even; training has to find it, and the counts at least do not stand
-# in its way. Two ways out are known. FCN starts its transposed convolutions from the **bilinear
-# kernel** (third panel), and from there they learn. Or enlarge first, with nearest or bilinear, and
-# convolve after (fourth): then all pixels see the same weights, and no pattern can arise. Is the
-# third really bilinear enlarging?
+# A kernel that the stride divides *can* be even; training has to find it, and the counts at least do
+# not stand in its way. Two ways out are known. FCN starts its transposed convolutions from the
+# **bilinear kernel** (third panel), and from there they learn. Or enlarge first, with nearest or
+# bilinear, and convolve after (fourth): then all pixels see the same weights, and no pattern can
+# arise. Is the third really bilinear enlarging?
 
 # %%
 test = torch.rand(1, 1, 6, 6, generator=generator)
@@ -1222,7 +1223,7 @@ print("nearest is a stamp of ones")
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. With and without the background (15 minutes, with `sl`)
 #
@@ -1439,17 +1440,20 @@ print(inspect.getsource(upsample))
 #
 # - **mIoU.** Benchmarks add up over the data set and drop label 255 from both maps, as the package
 #   does. Code that averages the IoU of pictures gives another number under the same name.
-# - **PQ** (Kirillov et al., 2019): matching above one half, void left out of the union, predictions
-#   mostly on void not counted. COCO's panoptic code does the same; exercise 3 is that rule.
-# - **Boundary IoU** (Cheng et al., 2021): $d$ is 2 % of the diagonal by default. In AP and PQ the
-#   authors' code takes the smaller of mask and boundary IoU; as a score of its own, and in this
-#   package, it stands alone.
-# - **FCN** stands for *fully convolutional network*, not "fully connected": it has no fully
-#   connected layer left. The paper says "deconvolution" and means the transposed convolution.
-# - **SegNet** unpools with indices and never uses a transposed convolution; many rewrites under its
-#   name do.
+# - **PQ** (Kirillov et al., 2019, [arXiv:1801.00868](https://arxiv.org/abs/1801.00868)): matching
+#   above one half, void left out of the union, predictions mostly on void not counted. COCO's
+#   panoptic code does the same; exercise 3 is that rule.
+# - **Boundary IoU** (Cheng et al., 2021, [arXiv:2103.16562](https://arxiv.org/abs/2103.16562)): $d$
+#   is 2 % of the diagonal by default. In AP and PQ the authors' code takes the smaller of mask and
+#   boundary IoU; as a score of its own, and in this package, it stands alone.
+# - **"Deconvolution"** is what the FCN paper (Long, Shelhamer and Darrell, 2015,
+#   [arXiv:1411.4038](https://arxiv.org/abs/1411.4038)) calls the transposed convolution.
+# - **Unpooling** with indices is SegNet's
+#   ([chapter 02](02_cnn_baselines.ipynb#segnet-the-places-of-the-maxima)).
+# - **Checkerboards**, and enlarging first as a way out: Odena, Dumoulin and Olah (2016),
+#   [Deconvolution and Checkerboard Artifacts](https://distill.pub/2016/deconv-checkerboard/).
 # - **`align_corners`.** Everything here is `False`: pixels are areas. Some older code says `True`;
-#   chapter 07 shows the difference.
+#   [chapter 07](07_mlp_decoder.ipynb#align_corners) shows the difference.
 
 # %% [markdown]
 # ## Pitfalls
@@ -1496,11 +1500,12 @@ print(inspect.getsource(upsample))
 # **Which score for thin or tiny things?** IoU of the class, *and* how many regions were found,
 # *and* boundary IoU. The package's report has all three.
 #
-# **Transposed convolution or bilinear?** In the networks of chapter 02 you meet both. Bilinear has
-# nothing to learn and no pattern; a convolution after it does the learning.
+# **Transposed convolution or bilinear?** In the networks of [chapter 02](02_cnn_baselines.ipynb) you
+# meet both. Bilinear has nothing to learn and no pattern; a convolution after it does the learning.
 
 # %% [markdown]
 # ## Next
 #
-# Chapter 02 puts the four ways to work in FCN, SegNet and U-Net. If you would rather go straight to
-# SegFormer: chapter 03, patch embedding, opens its first box.
+# [Chapter 02](02_cnn_baselines.ipynb) puts these ways to work in FCN, SegNet and U-Net. If you would
+# rather go straight to SegFormer: [chapter 03](03_patch_embedding.ipynb), patch embedding, opens its
+# first box.

@@ -20,8 +20,8 @@
 # - whether large objects are a weakness of the convolutional network, of the Transformer, or of
 #   both.
 #
-# **What you need.** Convolutions, and from chapter 01 the scores (IoU, boundary IoU), unpooling and
-# the transposed convolution.
+# **What you need.** Convolutions, and from [chapter 01](01_what_is_segmentation.ipynb) the scores
+# (IoU, boundary IoU), unpooling and the transposed convolution.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -87,7 +87,9 @@ show.network(lit=("image", "mask"))
 #
 # All three begin in the same way: 3 × 3 convolutions, then max pooling, which keeps the largest of
 # four numbers and halves both sides; and again, five times. FCN and SegNet take the thirteen
-# convolutions of VGG-16, a network that was made to name pictures; U-Net takes ten of its own.
+# convolutions of VGG-16 (Simonyan and Zisserman, 2014,
+# [arXiv:1409.1556](https://arxiv.org/abs/1409.1556)), a network that was made to name pictures; U-Net
+# takes ten of its own.
 
 # %%
 def conv3(c_in, c_out):
@@ -162,7 +164,8 @@ print("U-Net", reach(UNET), "px")
 # Without pooling 27 pixels, with it several hundred: FCN's last map sees 404, less than a picture of
 # 512 and far more than the 96 pixels of this course's short runs. Keep that in mind for the question
 # about large objects. (SegFormer's attention sees the whole picture in its first block already. What
-# a network *could* see and what it *uses* are two things; a later chapter measures the second.)
+# a network *could* see and what it *uses* are two things; [chapter 11](11_receptive_fields.ipynb)
+# measures the second.)
 
 # %% [markdown]
 # ### What it costs
@@ -338,9 +341,10 @@ print("softmax of the sum = product of the softmaxes, divided by its total")
 # %% [markdown]
 # ### Twice as large, exactly
 #
-# FCN enlarges with transposed convolutions that begin as bilinear ones (chapter 01) and may learn
-# from there. Their size is $n_{out} = (n_{in} - 1) S - 2P + K$. With $K = 4$, $S = 2$, $P = 1$ that
-# is exactly $2 n$; the original has $P = 0$ and cuts off what is too much.
+# FCN enlarges with transposed convolutions that begin as bilinear ones
+# ([chapter 01](01_what_is_segmentation.ipynb#even-counts-are-not-enough)) and may learn from there.
+# Their size is $n_{out} = (n_{in} - 1) S - 2P + K$. With $K = 4$, $S = 2$, $P = 1$ that is exactly $2
+# n$; the original has $P = 0$ and cuts off what is too much.
 
 # %%
 for padding in (0, 1):
@@ -521,7 +525,8 @@ print("concatenate, then convolve = convolve each, then add:", tuple(together.sh
 # and that the whole map must be kept.
 #
 # SegFormer's decoder stands between the two: it concatenates, and the linear map behind makes a sum
-# of it. Chapter 07 makes use of that.
+# of it. [Chapter 07](07_mlp_decoder.ipynb#two-a-matrix-on-a-stack-is-a-sum-of-matrices) makes use of
+# that.
 
 # %%
 class UNetDecoder(nn.Module):
@@ -610,9 +615,9 @@ for name in NETWORKS:
           f"{macs(model, 96) / 1e9:>8.2f} G{work:>10.0%}{1 - work:>9.0%}")
 
 # %% [markdown]
-# The four are of about one weight class in work (MACs); SegFormer has the most parameters and does
-# the least with each. FCN's decoder is heavy because of fc6, light in work because fc6 stands at
-# 1/32. In SegNet and U-Net half of the work, or more, is the way up.
+# In work (multiply-accumulates, MACs) the four lie within a factor of two; SegFormer has the most
+# parameters and does the least with each. FCN's decoder is heavy because of fc6, light in work
+# because fc6 stands at 1/32. In SegNet and U-Net half of the work, or more, is the way up.
 
 # %% [markdown]
 # ## With the skip and without it
@@ -733,7 +738,8 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # **C.** Orange is "ring", blue is "disc". Without skips (first and third row) the networks know that
-# there is a disc, and roughly where; of the ring nothing is left. With them:
+# there is a disc, and roughly where (FCN-8s misses the smaller one); of the ring nothing is left.
+# With them:
 #
 # - **by sum**: FCN-8s has pieces of the ring, as fine as its finest scores, 1/8;
 # - **by indices**: SegNet puts dots *on the ring*, to the pixel, and calls them disc. The numbers
@@ -818,9 +824,10 @@ for name, rows in SETS.items():
           f"one class everywhere {rows['majority'][0]['miou']:.3f}")
 
 # %% [markdown]
-# (The benchmark trains more networks than these four; the others have a chapter of their own. The
-# table of colours looks at single pixels only, at no shape: whoever is not clearly above it has
-# learned nothing worth the name.)
+# (The benchmark trains more networks than these four;
+# [chapter 15](15_family_tree.ipynb#trained-on-equal-terms) has them all. The table of colours looks
+# at single pixels only, at no shape: whoever is not clearly above it has learned nothing worth the
+# name.)
 
 # %%
 def draw_bars(ax, rows, metric):
@@ -873,9 +880,9 @@ for name, rows in SETS.items():
 # SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind. On the chest
 # slices, where everything lies in its place and the outlines decide, SegFormer and U-Net lead
 # (U-Net's seeds differ so much that the two can't be told apart), and FCN, which answers at 1/8,
-# falls back by more than a seed. The rims rank almost as the areas do, with one thing to see: on
-# the slices the gap between FCN and U-Net is wider at the rims than in the areas. Detail handed
-# over whole pays where the outline is the task.
+# falls back by more than a seed. The rims rank as the areas do, with one thing to see: on the slices
+# the gap between FCN and U-Net is wider at the rims than in the areas. Detail handed over whole pays
+# where the outline is the task.
 #
 # *Is SegNet unable, or slow?* The script asked it. Whoever ends within half as much again of the
 # table of colours gets three times the steps, once more with three seeds. That is no part of the
@@ -900,7 +907,7 @@ for name, content in stored["sets"].items():
 # SegFormer. What is compared here is how fast each *architecture* learns from little.
 
 # %% [markdown]
-# ### What it costs
+# ### What each costs
 #
 # The same table once more, beside the bill. Milliseconds are for one picture in float32 on the
 # machine of the benchmark; yours will differ, the ratios less so.
@@ -917,16 +924,17 @@ for name in NETWORKS:
 
 # %% [markdown]
 # The score follows none of them. SegFormer has the most parameters and the fewest MACs, and the
-# milliseconds of all four lie close together.
+# milliseconds of all four lie close together. Why MACs do not predict milliseconds is a question for
+# [chapter 14](14_speed.ipynb).
 
 # %% [markdown]
 # ## Large objects: whose failure?
 #
-# Of FCN one reads that it fails on objects that do not match the size of its window, large ones
-# above all. Of SegFormer the report (section 4.1) writes that objects which fill the picture come
-# out worse, while very small ones are found, and calls that a problem which Transformer encoders
-# have in common. So is it the one, the other, or both? Ask the numbers: of the pixels of *small,
-# medium and large* objects, how many are right (the **recall**)?
+# Of FCN one reads that it fails on objects that do not match the size of its window, large ones above
+# all. Of SegFormer the report that this course follows (section 4.1) writes that objects which fill
+# the picture come out worse, while very small ones are found, and calls that a problem which
+# Transformer encoders have in common. So is it the one, the other, or both? Ask the numbers: of the
+# pixels of *small, medium and large* objects, how many are right (the **recall**)?
 #
 # First, what is large? A region of the label is small up to 1/300 of its picture, large from 3 % on
 # (COCO's limits, as shares of its pictures).
@@ -982,15 +990,15 @@ for name, rows in SETS.items():
 # Nobody's, on these pictures. No network, of either kind, falls from medium to large: every one of
 # them finds large things best, on both sets. What they miss is small. On the scenes FCN has the
 # highest recall of large things, SegFormer comes second; on the slices SegFormer is first, and FCN
-# last. Small things are found hardly at all on the scenes, and on the slices half of their pixels
-# by SegFormer, the others less. So neither claim shows here, and the second, that a Transformer
+# last. Small things are found hardly at all on the scenes; on the slices SegFormer gets a good half
+# of their pixels, the others fewer. So neither claim shows here, and the second, that a Transformer
 # finds the very small and loses the large, is the opposite of what was measured.
 #
 # What these numbers cannot say. "Large" begins at 3 % of the picture, and few regions fill most of
 # it; at 96 pixels every network's last map can see the whole picture (404 pixels for FCN, all of it
 # for SegFormer). And a failing picture is not yet a failing *size*: the report looks at the pictures
 # with the largest loss, and a large object that is wrong makes a large loss, whatever the reason. A
-# small one that is wrong hardly shows.
+# small one that is wrong hardly shows. [Chapter 09](09_train_coco.ipynb) takes that claim apart.
 
 # %% [markdown]
 # ## Two of them, here and now
@@ -1071,7 +1079,7 @@ show.figure(fig, alt=(
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Sizes without padding (15 minutes)
 #
@@ -1247,10 +1255,11 @@ for decoder in (cnn.FCNDecoder, cnn.SegNetDecoder, cnn.UNetDecoder):
     print(inspect.getsource(decoder.forward))
 
 # %% [markdown]
-# The same steps. What the package adds are first weights made for ReLU (He et al., 2015), bilinear
-# ones in FCN's enlarging layers, and the message for pictures that are too small. The proof: the
-# classes of this chapter take the package's weights, `strict`, and must give the same numbers at an
-# awkward size.
+# The same steps. What the package adds are first weights made for ReLU (He et al., 2015,
+# [arXiv:1502.01852](https://arxiv.org/abs/1502.01852)), a guard in FCN against wrong gradients in
+# bf16, bilinear ones in FCN's enlarging layers, and the message for pictures that are too small. The
+# proof: the classes of this chapter take the package's weights, `strict`, and must give the same
+# numbers at an awkward size.
 
 # %%
 def mine(name, theirs):
@@ -1284,19 +1293,23 @@ for name in WAYS:
 # %% [markdown]
 # ## What the papers say, what the code does
 #
-# - **FCN** (Long, Shelhamer and Darrell, 2015). fc6 and fc7 have 4096 channels and dropout; ours
-#   have 16 times the first width, and batch norm. The original pads the picture by 100 pixels and
-#   crops later; here each convolution pads, and a crop is needed at odd sizes only. Its last step,
-#   bilinear by 8, is left to loss and `predict`, which enlarge the scores of every network alike.
-# - **SegNet** (Badrinarayanan, Kendall and Cipolla, 2017). Batch norm is original. No transposed
-#   convolution, no feature handed over. Many rewrites under its name use transposed convolutions,
-#   and lose what is special about it.
-# - **U-Net** (Ronneberger, Fischer and Brox, 2015). Five levels, four poolings. The original does not
-#   pad, so that 572 pixels in give 388 out (exercise 1), and has no batch norm. Rewrites that
-#   enlarge with bilinear interpolation are common.
+# - **FCN** (Long, Shelhamer and Darrell, 2015, [arXiv:1411.4038](https://arxiv.org/abs/1411.4038)).
+#   fc6 and fc7 have 4096 channels and dropout; ours have 16 times the first width, and batch norm.
+#   The original pads the picture by 100 pixels and crops later; here each convolution pads, and a
+#   crop is needed at odd sizes only. Its last step, bilinear by 8, is left to loss and `predict`,
+#   which enlarge the scores of every network alike.
+# - **SegNet** (Badrinarayanan, Kendall and Cipolla, 2017,
+#   [arXiv:1511.00561](https://arxiv.org/abs/1511.00561)). Batch norm is original. No transposed
+#   convolution, no feature handed over. Many rewrites under its name use transposed convolutions, and
+#   lose what is special about it.
+# - **U-Net** (Ronneberger, Fischer and Brox, 2015,
+#   [arXiv:1505.04597](https://arxiv.org/abs/1505.04597)). Five levels, four poolings. The original
+#   does not pad, so that 572 pixels in give 388 out (exercise 1), and has no batch norm. Rewrites
+#   that enlarge with bilinear interpolation are common.
 # - **The order.** The skip joins *after* the coarse map has been enlarged, in all three. Texts that
 #   let it join before have the sizes against them.
-# - **"Deconvolution"** is the transposed convolution: the transpose, not the inverse (chapter 01).
+# - **"Deconvolution"** is the transposed convolution: the transpose, not the inverse
+#   ([chapter 01](01_what_is_segmentation.ipynb#it-is-not-the-inverse)).
 
 # %% [markdown]
 # ## Pitfalls
@@ -1318,6 +1331,8 @@ for name in WAYS:
 # - U-Net hands over whole maps and concatenates. Concatenate and convolve is a sum with weights of
 #   its own for each part.
 # - Without their skips all three draw blobs.
+# - From scratch, at 96 pixels, FCN leads on the scenes, SegFormer and U-Net on the chest slices; and
+#   nobody fails on large objects, small ones are what is missed.
 # - A comparison needs the same data, steps and several seeds; and a difference counts when it is
 #   larger than what another seed does.
 
@@ -1347,5 +1362,5 @@ for name in WAYS:
 # %% [markdown]
 # ## Next
 #
-# Chapter 03, patch embedding, opens SegFormer's own way down, which has no pooling at all: its
-# windows step, overlap, and learn what to keep.
+# [Chapter 03](03_patch_embedding.ipynb), patch embedding, opens SegFormer's own way down, which has
+# no pooling at all: its windows step, overlap, and learn what to keep.

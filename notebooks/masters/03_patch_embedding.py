@@ -1,9 +1,8 @@
 # %% [markdown]
 # # 03 · Turn a picture into tokens: overlapping patch embedding
 #
-# About 35 minutes to read and run, 45 more for the exercises. The code itself takes about ten
-# seconds and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the
-# same here.
+# About 35 minutes to read and run, 55 more for the exercises. The code itself takes about ten seconds
+# and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the same here.
 
 # %% [markdown]
 # **What you build.** The first block of every SegFormer stage: `PatchEmbed`, a dozen lines that
@@ -18,8 +17,9 @@
 # - what the layer norm at the end does, and what its `eps` is for;
 # - one reshape that passes every shape test and scrambles the picture.
 #
-# **What you need.** Tensors, `nn.Conv2d` and `nn.Linear`. No earlier chapter is needed; 01 and 02 say
-# what segmentation is and how it was done before.
+# **What you need.** Tensors, `nn.Conv2d` and `nn.Linear`. No earlier chapter is needed;
+# [01](01_what_is_segmentation.ipynb) and [02](02_cnn_baselines.ipynb) say what segmentation is and
+# how it was done before.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -75,7 +75,8 @@ show.network(lit="patch_embed")
 # %% [markdown]
 # ## By hand: cut, flatten, multiply
 #
-# Start with the way of the Vision Transformer (ViT): patches that do *not* overlap. A toy picture
+# Start with the way of the Vision Transformer (ViT, Dosovitskiy et al., 2020,
+# [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)): patches that do *not* overlap. A toy picture
 # of 4 × 4 pixels and patches of 2 × 2 can be done with a pencil.
 
 # %%
@@ -649,10 +650,10 @@ for name, stride in strides.items():
     print(f"{name:18s} one token per {stride:2d} px: {n:6,d} tokens, {n * n:12,d} pairs")
 
 # %% [markdown]
-# The last column is what plain self-attention would compute: every token with every other. For
-# stage 1 that is far too much, and the next chapter is about the way out. So why so many tokens at
-# all? Draw something thin, a wheel of 160 pixels across, and give each token one label: that of
-# most of its pixels. No network with one label per token gets more pixels right.
+# The last column is what plain self-attention would compute: every token with every other. For stage
+# 1 that is far too much, and [chapter 04](04_efficient_attention.ipynb) is about the way out. So why
+# so many tokens at all? Draw something thin, a wheel of 160 pixels across, and give each token one
+# label: that of most of its pixels. No network with one label per token gets more pixels right.
 
 # %%
 def wheel(size=192):
@@ -698,8 +699,9 @@ show.figure(fig, alt=(
 # pixels wide is never the majority of a 16 × 16 patch.
 #
 # *Why this is not the whole story.* A network may give *shares* instead of labels, and its decoder
-# may draw a finer picture than its tokens. But what never was in a token cannot be drawn. That is
-# the reason for a first stage at 1/4, and for a decoder that uses all four stages.
+# may draw a finer picture than its tokens ([chapter 07](07_mlp_decoder.ipynb#why-a-quarter) measures
+# how fine). But what never was in a token cannot be drawn. That is the reason for a first stage at
+# 1/4, and for a decoder that uses all four stages.
 
 # %% [markdown]
 # ## Turn the two knobs
@@ -774,14 +776,14 @@ show.figure(fig, alt=(
 # last pixel.
 #
 # So a token knows when it is at the upper or left edge: **zero padding leaks position.** SegFormer
-# has no positional embedding, and this is a part of the reason why it can do without. A later
-# chapter measures how far the leak reaches.
+# has no positional embedding, and this is a part of the reason why it can do without.
+# [Chapter 05](05_mix_ffn.ipynb#the-leak) measures how far the leak reaches.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Sizes without a network (10 minutes)
 #
@@ -954,8 +956,9 @@ for number, stage in enumerate(encoder.stages, start=1):
 # %% [markdown]
 # ## What the paper says, what the code does
 #
-# - **Kernel 7, 3, 3, 3; stride 4, 2, 2, 2; padding 3, 1, 1, 1.** Paper (section 3.1 and Table 6)
-#   and released code agree.
+# - **Kernel 7, 3, 3, 3; stride 4, 2, 2, 2; padding 3, 1, 1, 1.** Paper
+#   ([arXiv:2105.15203](https://arxiv.org/abs/2105.15203), section 3.1 and Table 6) and released code
+#   agree.
 # - **"Overlapped patch merging".** The paper describes merging patches between stages; in code the
 #   block of stages 2 to 4 is the very same convolution and norm as at the beginning, and it stands
 #   *first* in each stage.
@@ -984,18 +987,19 @@ for number, stage in enumerate(encoder.stages, start=1):
 # - The layer norm keeps the pattern of a token and drops its strength, down to a floor set by
 #   `eps`.
 # - The zeros around the picture tell the first row and column where they are.
+# - `reshape` moves nothing, it counts off anew: from (B, N, C) to (B, C, H, W) only with a transpose.
 
 # %% [markdown]
 # ## What people ask
 #
-# **Figure 2 of the paper seems to shrink the picture twice at the start, and to merge at the end of
-# a stage. Which is right?** The figure draws an embedding before the first stage and a merging
-# *after* the blocks. In code each stage is: patch embedding, blocks, norm. The first divides by 4,
-# the others by 2; nothing shrinks twice.
+# **Figure 2 of the paper seems to shrink the picture twice at the start, and to merge at the end of a
+# stage. Which is right?** In code each stage is: patch embedding, blocks, norm, and nothing shrinks
+# twice. [Chapter 06](06_encoder.ipynb#from-blocks-to-a-stage) draws both.
 #
 # **Must the picture be a multiple of 4, 16 or 32 pixels?** No. Sizes round up, as 65 × 97 showed.
-# Only attention's shortened keys skip some tokens at odd sizes; that is a matter for its chapter.
-# The package asks for at least 32 pixels a side.
+# Only attention's shortened keys skip some tokens at odd sizes
+# ([chapter 04](04_efficient_attention.ipynb#tokens-that-nobody-sees)). The package asks for at least
+# 32 pixels a side.
 #
 # **Is it a patch embedding at all, if it is a convolution?** Both names mean the same computation.
 # "Embedding" says what it is for: numbers in, tokens out.
@@ -1004,10 +1008,12 @@ for number, stage in enumerate(encoder.stages, start=1):
 # it out; their weights then do not fit.
 #
 # **Why are there no positional embeddings?** Zero padding tells position, here and in the 3 × 3
-# convolution of Mix-FFN. You have seen the first trace of it.
+# convolution of Mix-FFN. You have seen the first trace of it; [chapter 05](05_mix_ffn.ipynb) is about
+# the rest.
 
 # %% [markdown]
 # ## Next
 #
-# Stage 1 has 16,384 tokens for a 512-pixel picture, and 268 million pairs of them. Chapter 04,
-# efficient self-attention, shortens the list of keys and values until that can be afforded.
+# Stage 1 has 16,384 tokens for a 512-pixel picture, and 268 million pairs of them.
+# [Chapter 04](04_efficient_attention.ipynb), efficient self-attention, shortens the list of keys and
+# values until that can be afforded.

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 04 · Look everywhere without paying for it: efficient self-attention
 #
-# About 40 minutes to read and run, 50 more for the exercises. The code takes about two minutes on a
-# CPU, most of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast
-# and full are the same here.
+# About 40 minutes to read and run, 60 more for the exercises. The code takes about two minutes on a
+# CPU, most of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast and
+# full are the same here.
 
 # %% [markdown]
 # **What you build.** `EfficientAttention`, the part of SegFormer in which every token looks at the
@@ -19,7 +19,8 @@
 # - which tokens are never seen at all;
 # - how to look at attention: which places a pixel asks, stage by stage and head by head.
 #
-# **What you need.** Tensors, `nn.Linear`, `nn.Conv2d`, and tokens: chapter 03.
+# **What you need.** Tensors, `nn.Linear`, `nn.Conv2d`, and tokens:
+# [chapter 03](03_patch_embedding.ipynb).
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -224,9 +225,9 @@ torch.testing.assert_close(attend(tokens[order]), attend(tokens)[order])
 print("shuffled tokens in, the same answers shuffled out")
 
 # %% [markdown]
-# To attention the picture is a bag of tokens: distance, left and right do not exist. The next
-# chapter is about how SegFormer tells it where things are. Remember the other side of it: the *list*
-# order of tokens means nothing here either. It will, in a moment.
+# Distance, left and right do not exist here; [chapter 05](05_mix_ffn.ipynb) is about how SegFormer
+# tells where things are. Remember the other side of it: the *list* order of tokens means nothing here
+# either. It will, in a moment.
 
 # %% [markdown]
 # ## What it costs
@@ -674,15 +675,17 @@ for side in (128, 256, 512, 1024, 2048):
     print(f"{side:5d} {n:8,d} {n * n:16,d} {n * n // 64:18,d}")
 
 # %% [markdown]
-# **B.** *Why?* Every key still stands for the same 32 × 32 pixels, so twice the side gives four
-# times the queries *and* four times the keys. $O(N^2 / R)$ is quadratic; $R$ is a constant. What
-# it buys is a head start: the reduced matrix is as large as the full one of a picture with
-# $\sqrt[4]{64}$ = 2.8 times shorter sides.
+# **B.** *Why?* Every key still stands for the same 32 × 32 pixels, so twice the side gives four times
+# the queries *and* four times the keys. $O(N^2 / R)$ is quadratic; $R$ is a constant. What it buys is
+# a head start: the reduced matrix is as large as the full one of a picture with $\sqrt[4]{64}$ = 2.8
+# times shorter sides.
 
 # %% [markdown]
 # ### Measured
 #
-# Counting is not timing. Three ways to compute one attention of stage 1 (32 channels, one head):
+# Counting is not timing. (How to time with care, and what else costs time:
+# [chapter 14](14_speed.ipynb).) Three ways to compute one attention of stage 1 (32 channels, one
+# head):
 #
 # - **full, matrix kept**: equation 1 as printed. All weights stand in memory;
 # - **full, fused**: `F.scaled_dot_product_attention`, which works piece by piece and never keeps the
@@ -883,8 +886,8 @@ for stage in (1, 2, 3, 4):
 # scores are close to zero and the softmax of equal numbers is equal. A fresh SegFormer averages over
 # the whole picture, in every head of every stage. Looking at *places* has to be learned.
 #
-# So train one. The scenes are the synthetic sample of chapter 00; half a minute to a minute on two
-# CPU cores.
+# So train one. The scenes are the drawn sample of [chapter 00](00_start_here.ipynb); half a minute to
+# a minute on two CPU cores.
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 30 if session.quick else 250  # the course's own tests train less
@@ -941,7 +944,7 @@ fig = show.grid(panels, titles, columns=5, cell=1.2, **light)
 for ax, pixel in zip(fig.axes[::5], [(70, 128), (170, 190)]):
     mark(ax, pixel)
 show.figure(fig, colours=192, alt=(
-    "Two queries in a synthetic scene, one per row, and the scene lit by their attention in one head "
+    "Two queries in a drawn scene, one per row, and the scene lit by their attention in one head "
     "of each stage. In stages 1 and 2 the light is dim and nearly even; in stages 3 and 4 a few of "
     "the 8 by 8 squares are bright and most are dark."))
 
@@ -971,6 +974,7 @@ show.figure(fig, colours=64, alt=(
 # Be careful with such pictures. They say which places a query *takes from*. They do not say that the
 # final mask depends on these places: the values still pass through other blocks, and the residual
 # path goes around every one of them.
+# [Chapter 11](11_receptive_fields.ipynb#what-attention-maps-dont-show) compares the two.
 #
 # If the notebook is running, choose for yourself:
 
@@ -996,7 +1000,7 @@ _ = interact(try_query, row=IntSlider(128, 0, 255, 8, continuous_update=False),
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Softmax attention (10 minutes)
 #
@@ -1186,9 +1190,9 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # %% [markdown]
 # ## What the paper says, what the code does
 #
-# - **How tokens merge.** Paper, equation 2: Reshape(N/R, C·R), then a linear map. Released code: a
-#   convolution with kernel and stride $s$, so squares. On a row-major list the equation as printed
-#   gives strips.
+# - **How tokens merge.** Paper ([arXiv:2105.15203](https://arxiv.org/abs/2105.15203)), equation 2:
+#   Reshape(N/R, C·R), then a linear map. Released code: a convolution with kernel and stride $s$, so
+#   squares. On a row-major list the equation as printed gives strips.
 # - **A norm after the reduction** is in the released code, not in the equation.
 # - **One reduction for both.** In the released code keys and values are made from the same shortened
 #   tokens. Equation 2 speaks of $K$ only.
@@ -1197,9 +1201,10 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # - **Complexity.** $O(N^2/R)$ with $R = 64$, or $O(N^2/s^2)$ with $s = 8$: the same.
 # - **The report** that this course follows (its section 3.2) implements the reshape as printed, with
 #   separate maps for keys and values. It finds that large objects are missed, and puts that down to
-#   this kind of encoder. Whether the strips have a part in it can be tested, by
-#   `attention=StripReduction` and nothing else changed. This chapter hasn't: its pictures show what
-#   strips *can't* ask, not what a trained network makes of them.
+#   this kind of encoder. The pictures of this chapter show what strips *can't* ask, not what a
+#   trained network makes of them. Whether they have a part in it is tested in
+#   [chapter 09](09_train_coco.ipynb#a-fair-opponent), by `attention=StripReduction` and a fair
+#   opponent.
 
 # %% [markdown]
 # ## Pitfalls
@@ -1220,6 +1225,7 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # - Merging squares is a strided convolution; merging what `reshape` finds is a convolution with
 #   kernel $(1, R)$. Same shapes, same counts, other places.
 # - The cost falls by $R$ and stays quadratic. Fused attention removes the memory, not the time.
+# - Tokens that fill no square are never keys; at sides that 32 divides there are none.
 # - A fresh network looks everywhere equally; looking somewhere is learned.
 
 # %% [markdown]
@@ -1238,8 +1244,8 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # experiment; exercise 4 shows how to put such a block into the network.
 #
 # **Isn't it $O(N^2/R^2)$?** Only if keys *and* queries were shortened, or if $R$ means the stride.
-# The Pyramid Vision Transformer, which had the idea first, writes it with the stride; the number is
-# the same.
+# The Pyramid Vision Transformer (PVT, [arXiv:2102.12122](https://arxiv.org/abs/2102.12122)), which
+# had the idea first, writes it with the stride; the number is the same.
 #
 # **Does the strided convolution overlap, like the patch embedding?** No. Kernel and stride are
 # equal, and there is no padding: each token goes into one key at most.
@@ -1248,5 +1254,5 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # ## Next
 #
 # Attention treats the tokens as a bag: shuffled in, shuffled out. So how does SegFormer know where
-# things are, without any table of positions? Chapter 05, Mix-FFN, finds the answer in the zeros at
-# the border.
+# things are, without any table of positions? [Chapter 05](05_mix_ffn.ipynb), Mix-FFN, finds the
+# answer in the zeros at the border.

@@ -19,8 +19,8 @@
 # - how zeros around a picture tell every token where it is, measured before and after training;
 # - that Mix-FFN is not the only door through which position comes in.
 #
-# **What you need.** Chapter 03 (patch embedding). Of attention only this much: every token looks at
-# all the others.
+# **What you need.** [Chapter 03](03_patch_embedding.ipynb) (patch embedding). Of attention
+# ([chapter 04](04_efficient_attention.ipynb)) only this much: every token looks at all the others.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -91,9 +91,9 @@ print("attention of the shuffled map = the shuffled attention")
 #
 # ## The usual answer: a table
 #
-# The Vision Transformer keeps a **table of positions**: one learned vector for every place, added to
-# the token that stands there. The package has it as `LearnedPosition`, a patch embedding plus a
-# table. For pictures of 64 pixels stage 1 has 16 × 16 places:
+# The Vision Transformer (ViT) keeps a **table of positions**: one learned vector for every place,
+# added to the token that stands there. The package has it as `LearnedPosition`, a patch embedding
+# plus a table. For pictures of 64 pixels stage 1 has 16 × 16 places:
 
 # %%
 with_table = LearnedPosition(3, 32, kernel=7, stride=4, grid=(16, 16))
@@ -421,17 +421,18 @@ _ = set_padding(mix, "zeros")
 # %% [markdown]
 # Zeros mark the 60 tokens of the outermost ring. The other three fill the frame with what is there
 # anyway, and a constant map stays constant. Position that comes in through padding is called a
-# **leak**: nobody built it, nobody asked for it, it just drips in (Islam et al., 2020). SegFormer
-# relies on it.
+# **leak**: nobody built it, nobody asked for it, it just drips in (Islam et al., 2020,
+# [arXiv:2001.08248](https://arxiv.org/abs/2001.08248)). SegFormer relies on it.
 
 # %% [markdown]
 # ### Through the whole encoder
 #
-# Mix-FFN is not the only place with zero padding. The overlapping patch embeddings of chapter 03
-# have it too. Which of the two lets in more? Take a fresh MiT-B0 and a constant picture of 256
-# pixels. `split_padding` gives the patch embeddings one padding and the Mix-FFNs another;
-# `position_spread` measures at the end of each stage how much of the output is position: the spread
-# over places, divided by the spread of all numbers. It is 0 where all places are equal.
+# Mix-FFN is not the only place with zero padding. The overlapping patch embeddings have it too
+# ([chapter 03](03_patch_embedding.ipynb#a-trace-of-the-border)). Which of the two lets in more? Take
+# a fresh MiT-B0 and a constant picture of 256 pixels. `split_padding` gives the patch embeddings one
+# padding and the Mix-FFNs another; `position_spread` measures at the end of each stage how much of
+# the output is position: the spread over places, divided by the spread of all numbers. It is 0 where
+# all places are equal.
 #
 # <details>
 # <summary><b>Predict, then run.</b> Zeros only in the four patch embeddings, or zeros only in the
@@ -524,7 +525,7 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # Each map has its own scale, with its largest value in the title. Zeros in the patch embeddings
-# (upper row) mark mostly the upper and left border, as in chapter 03: at sizes that 32 divides, the
+# (upper row) mark mostly the upper and left border, as they did there: at sizes that 32 divides, the
 # last window ends on the last pixel and sees no padding. Zeros in Mix-FFN (lower row) mark all four
 # sides, by little. From stage to stage the marked frame reaches further in, because a token covers
 # more of the picture and two more blocks have passed it on.
@@ -695,12 +696,12 @@ print("rows at the border: named as at 64 px; rows in the middle: all named alik
 # So the position that comes from padding does not survive a change of size untouched. But it fails
 # gently: near the border it stays as it was, in the middle it is blank. A stretched table changes
 # under *every* token. That fits the −0.7 against −3.3 of Table 1c: less of a loss, not none.
-
+#
 # ## Table 1c in small
 #
-# Does it matter for a mask? The same question as in the paper, on the synthetic sample and at a
-# hundredth of the cost: four networks, each trained on crops of 64 pixels out of pictures of 128,
-# and validated twice on the same pixels: in four windows of 64, as trained, and whole.
+# Does it matter for a mask? The same question as in the paper, on the drawn sample and at far less
+# cost: four networks, each trained on crops of 64 pixels out of pictures of 128, and validated twice
+# on the same pixels: in four windows of 64, as trained, and whole.
 #
 # - **Mix-FFN**: the released MiT-B0.
 # - **table**: a plain MLP in place of Mix-FFN, and a table of positions in every stage.
@@ -775,21 +776,21 @@ ax.set(xlabel="pixels from the border", ylabel="mIoU of the band, percent")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "Mean IoU of bands around the border for zero and circular padding. Both rise from about 28 percent "
-    "in the outermost four pixels to about 35 in the middle; the error bars of the two overlap everywhere."))
+    "in the outermost four pixels to about 35 farther in; the error bars of the two overlap everywhere."))
 bands = {name: np.array([run["by_border_distance"] for run in runs[name]]) for name in runs}
 assert all((b[:, 0] < b[:, 3]).all() for b in (bands["Mix-FFN"], bands["Mix-FFN, circular padding"]))
 
 # %% [markdown]
-# Both lines rise from the border to the middle: near the border a thing is cut off, and half of what
-# surrounds it is missing. The two lines lie within each other's error bars in every band. If knowing
-# the border helped, zeros would be ahead on the left; they are not. On these scenes the leak is
-# real, and worth nothing that three seeds could show.
+# Both lines rise from the border to about 24 pixels and go no higher: near the border a thing is cut
+# off, and half of what surrounds it is missing. The two lines lie within each other's error bars in
+# every band. If knowing the border helped, zeros would be ahead on the left; they are not. On these
+# scenes the leak is real, and worth nothing that three seeds could show.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. A convolution without a convolution (15 minutes)
 #
@@ -963,12 +964,14 @@ for number, (stage, dim) in enumerate(zip(encoder.stages, widths), start=1):
 # %% [markdown]
 # ## What the paper says, what the code does
 #
-# - **Depth-wise or full?** Equation 3 says only "Conv 3 × 3". The text below it says depth-wise, and
-#   so does the released code. Whoever builds from the equation gets a full convolution, as the report
-#   did (its section 3.2), and with it a stage-4 feed-forward of five times the parameters.
+# - **Depth-wise or full?** The paper's equation 3
+#   ([arXiv:2105.15203](https://arxiv.org/abs/2105.15203)) says only "Conv 3 × 3". The text below it
+#   says depth-wise, and so does the released code. Whoever builds from the equation gets a full
+#   convolution, as the report did (its section 3.2), and with it a stage-4 feed-forward of five times
+#   the parameters.
 # - **MLP means one linear map.** What equation 3 calls MLP is a single Linear in code: `fc1`, `fc2`.
 # - **Expansion 8, 8, 4, 4?** So the paper's Table 6 has it for B0 to B4. The released code and
-#   weights have 4 in every stage.
+#   weights have 4 in every stage; [chapter 06](06_encoder.ipynb#two-errors-in-table-6) counts both.
 # - **Where is the norm?** Not in equation 3. In code a layer norm stands *before* Mix-FFN (and
 #   before attention), in the transformer block.
 # - **"Positional encoding is not necessary."** The paper argues that a 3 × 3 convolution is enough to
@@ -984,10 +987,12 @@ for number, (stage, dim) in enumerate(zip(encoder.stages, widths), start=1):
 #   9 · 1024² weights more, over nine million.
 # - GELU before the convolution: the same keys and shapes, other numbers.
 # - The residual added inside Mix-FFN *and* in the block: the stream is counted twice.
-# - `reshape` where `permute` belongs: right shape, scrambled map (chapter 03).
+# - `reshape` where `permute` belongs: right shape, scrambled map
+#   ([chapter 03](03_patch_embedding.ipynb#one-reshape-that-lies)).
 # - Another start of the weights: with a standard deviation of 0.02 for *all* convolutions the
 #   depth-wise one, which has only nine inputs, is as good as switched off at first. The package
-#   starts it at 0.47, as the released code does; chapter 06 shows the difference.
+#   starts it at 0.47, as the released code does; [chapter 06](06_encoder.ipynb#the-first-weights)
+#   shows the difference.
 # - "No positional embedding" taken for "no position": pictures that are padded, cut or tiled give
 #   features that differ near the borders.
 
@@ -1001,6 +1006,8 @@ for number, (stage, dim) in enumerate(zip(encoder.stages, widths), start=1):
 # - Its zero padding marks the border, and from there a trained network counts inwards, in tokens.
 # - The patch embeddings leak position as well, at the start far more. Zeros in Mix-FFN are enough,
 #   but they are not the only source.
+# - On the drawn scenes masks gain by the neighbours that Mix-FFN looks at, and by position nothing
+#   that three seeds could show.
 
 # %% [markdown]
 # ## What people ask
@@ -1016,14 +1023,13 @@ torch.testing.assert_close(pointwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1),
 print("equal:", tuple(linear(x).shape))
 
 # %% [markdown]
-# **Is the MLP ratio 8, 8, 4, 4 or 4, 4, 4, 4?** In the released weights 4 in every stage. Table 6 and
-# the parameter counts of Table 7 belong to 8, 8, 4, 4; chapter 06 counts both.
-#
 # **Then why not drop Mix-FFN's convolution, if the patch embeddings leak anyway?** Because without it
 # the position stays near the border (the line *without convolution* above), and because it does a
 # second thing: it mixes neighbours, which masks need.
 #
-# **Is this the same as CPVT's conditional encoding?** A close relative. There one depth-wise 3 × 3
+# **Is this the same as CPVT's conditional encoding
+# ([arXiv:2102.10882](https://arxiv.org/abs/2102.10882))?** A close relative, built in
+# [chapter 15](15_family_tree.ipynb#cpvt-let-a-convolution-say-where). There one depth-wise 3 × 3
 # convolution with zero padding, added to its input, stands between two blocks. Mix-FFN has one in
 # every block, inside the wide part.
 #
@@ -1036,5 +1042,6 @@ print("equal:", tuple(linear(x).shape))
 # %% [markdown]
 # ## Next
 #
-# Patch embedding, attention, Mix-FFN: all parts of a block are there. Chapter 06 stacks them to the
-# whole encoder, meets the published sizes of B0 to B5, and looks at what the four stages see.
+# Patch embedding, attention, Mix-FFN: all parts of a block are there. [Chapter 06](06_encoder.ipynb)
+# stacks them to the whole encoder, meets the published sizes of B0 to B5, and looks at what the four
+# stages see.

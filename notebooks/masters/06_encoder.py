@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 06 · Build the encoder: blocks, stages, the Mix Transformer
 #
-# About 45 minutes to read and run, 70 more for the exercises. The code takes about one minute on
-# two CPU cores, most of it two short trainings, and about 1.5 GB of memory. No GPU is needed, and
-# the modes fast and full are the same here.
+# About 40 minutes to read and run, 70 more for the exercises. The code takes about one minute on two
+# CPU cores, most of it two short trainings, and about 1.5 GB of memory. No GPU is needed, and the
+# modes fast and full are the same here.
 
 # %% [markdown]
 # **What you build.** `Encoder`, the whole Mix Transformer (MiT), out of the three parts that you
@@ -19,7 +19,8 @@
 # - what the four feature maps of a picture look like, and why a colourful picture of them hides
 #   what was learned.
 #
-# **What you need.** Chapters 03 (patch embedding), 04 (efficient attention) and 05 (Mix-FFN), or at
+# **What you need.** Chapters [03](03_patch_embedding.ipynb) (patch embedding),
+# [04](04_efficient_attention.ipynb) (efficient attention) and [05](05_mix_ffn.ipynb) (Mix-FFN), or at
 # least an idea of what goes in and out of these three.
 
 # %% tags=["setup", "nbval-ignore-output"]
@@ -227,9 +228,10 @@ print(f"released start, 40 blocks: size {sizes[-1]:.2f}, likeness to the start {
 # %% [markdown]
 # ## Drop path
 #
-# If a block is a small correction, the network should survive without it now and then. **Drop
-# path** trains it so: for each picture of a batch, each branch is left out with a small probability
-# $p$. A branch that stays is divided by $1 - p$.
+# If a block is a small correction, the network should survive without it now and then. **Drop path**
+# (stochastic depth, Huang et al., 2016, [arXiv:1603.09382](https://arxiv.org/abs/1603.09382)) trains
+# it so: for each picture of a batch, each branch is left out with a small probability $p$. A branch
+# that stays is divided by $1 - p$.
 
 # %%
 torch.manual_seed(0)
@@ -335,8 +337,8 @@ for name, shares in rows.items():
 # %% [markdown]
 # The text and the code agree: 1/4 to 1/32. The figure is to be read with each merging at the
 # *beginning* of the next stage, where it is the same thing as the first embedding: a strided
-# convolution and a norm (chapter 03). Then a stage is: **embed, $L$ blocks, norm.** Nothing shrinks
-# twice.
+# convolution and a norm ([chapter 03](03_patch_embedding.ipynb)). Then a stage is: **embed, $L$
+# blocks, norm.** Nothing shrinks twice.
 
 # %% [markdown]
 # ## The classes
@@ -402,8 +404,9 @@ print(f"ours {parameters(b0):,}")
 assert parameters(b0) == 3_319_392  # the released MiT-B0
 
 # %% [markdown]
-# 3,319,392, the count of the released MiT-B0. (The paper's Table 1a prints 3.4 M for the encoder
-# and 0.4 M for the decoder. Only the sum, 3.8 M, is right when rounded: 3.75 M with 150 classes.)
+# 3,319,392, the count of the released MiT-B0. (The paper's Table 1a prints 3.4 M for the encoder,
+# where 3.3 would be right, and 0.4 M for the decoder. Their sum is right: 3.8 for 3.75 M with 150
+# classes.)
 #
 # ### Odd sizes
 #
@@ -416,9 +419,8 @@ for size in [(65, 97), (250, 333), (32, 32)]:
     print(f"{size[0]:3d} x {size[1]:3d} px:", ", ".join(f"{h} x {w}" for h, w in maps))
 
 # %% [markdown]
-# How small may a picture be? At 32 pixels the last map is a single token. Below that, it depends on
-# a part that does *not* round up: the shortening convolution of attention in stage 1 wants 8 × 8
-# tokens.
+# How small may a picture be? At 32 pixels the last map is a single token. Below that, it depends on a
+# part that does *not* round up: the reducing convolution of attention in stage 1 wants 8 × 8 tokens.
 
 # %%
 for side in (29, 28):
@@ -442,10 +444,10 @@ except ValueError as error:
 # %% [markdown]
 # ## The family
 #
-# All six, from one class. The table counts parameters and multiply-accumulates (MACs) of one
-# picture of 512 × 512 pixels with 150 classes, and sets them beside what the paper's Table 1a
-# prints. The decoder is the one of the paper's equations; the package's computes the same with less
-# (chapter 07).
+# All six, from one class. The table counts parameters and multiply-accumulates (MACs) of one picture
+# of 512 × 512 pixels with 150 classes, and sets them beside what the paper's Table 1a prints. The
+# decoder is the one of the paper's equations; the package's computes the same with less
+# ([chapter 07](07_mlp_decoder.ipynb#the-folded-decoder)).
 
 # %%
 class AsPrinted(sl.models.MLPDecoder):
@@ -477,7 +479,7 @@ assert all(abs(counted[v] / PRINTED[v][2] - 1) < 0.003 for v in PRINTED)
 # %% [markdown]
 # The parameters agree to a tenth of a million. And the last two columns agree to a third of a
 # percent: **what the paper calls FLOPs are multiply-accumulates.** Counted as two operations each,
-# the numbers would be twice as large.
+# the numbers would be twice as large. (None of these counts is a time: [chapter 14](14_speed.ipynb).)
 #
 # ### Why is my count another one?
 #
@@ -559,9 +561,10 @@ for variant, printed in TABLE_7.items():
 # %% [markdown]
 # Table 7 is the column $E = 8, 8, 4, 4$ for B0 to B4 and $E = 4$ for B5, exactly as Table 6 prints.
 # So the two tables agree with each other, and not with the released weights. The same six counts
-# stand in the model list of PVTv2, a sister network with the same block, which does use $E = 8, 8,
-# 4, 4$ (and 4 in its B5). The often quoted "MiT-B0: 3.7 M parameters, 70.5 % on ImageNet" is
-# therefore no description of the 3.32 M encoder that everybody downloads.
+# stand in the model list of PVTv2 ([arXiv:2106.13797](https://arxiv.org/abs/2106.13797)), a sister
+# network with the same block, which does use $E = 8, 8, 4, 4$ (and 4 in its B5). The often quoted
+# "MiT-B0: 3.7 M parameters, 70.5 % on ImageNet" is therefore no description of the 3.32 M encoder
+# that everybody downloads.
 
 # %% [markdown]
 # ### Where the parameters sit, and where the work is done
@@ -635,7 +638,7 @@ def normal_everywhere(module):
 
 stage = sl.create_model("segformer_b0", num_classes=150).encoder.stages[0]
 block = stage.blocks[0]
-convs = {"patch embedding": stage.patch_embed.proj, "shortening": block.attention.reduce,
+convs = {"patch embedding": stage.patch_embed.proj, "reduction": block.attention.reduce,
          "depth-wise": block.ffn.dwconv}
 for name, conv in convs.items():
     fan_out = math.prod(conv.kernel_size) * conv.out_channels // conv.groups
@@ -999,15 +1002,16 @@ if path.exists():
 
 # %% [markdown]
 # Each bar is a mean over seeds, each dot one seed. Read them with two things in mind. The pictures
-# are tiny: at 96 pixels $F_4$ has 3 × 3 tokens, so it is asked for far more than at 512. And
-# nothing here was pretrained: a larger network needs more than some hundred steps to show what it
-# can do.
+# are tiny: at 96 pixels $F_4$ has 3 × 3 tokens, so it is asked for far more than at 512. Even so the
+# answer to the second question is the paper's: all four maps are ahead of $F_4$ alone, by more than
+# another seed does. To the first there is none yet, as B1 is ahead by no more than that. Nothing here
+# was pretrained: a larger network needs more than some hundred steps to show what it can do.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. The block (15 minutes)
 #
@@ -1083,10 +1087,9 @@ checks.drop_rates(my_drop_rates)
 #
 # <details><summary>Hint</summary>
 #
-# Write down one stage: embedding (convolution, norm); $L$ times the block (two norms; q, kv and
-# proj; the shortening convolution and its norm where the stride is over 1; fc1, the depth-wise
-# convolution, fc2); the norm at the end. Print `sl.TransformerBlock(32, 1, 8, 4)` to see all of
-# them.
+# Write down one stage: embedding (convolution, norm); $L$ times the block (two norms; q, kv and proj;
+# the reducing convolution and its norm where the stride is over 1; fc1, the depth-wise convolution,
+# fc2); the norm at the end. Print `sl.TransformerBlock(32, 1, 8, 4)` to see all of them.
 #
 # </details>
 # <details><summary>Help: how many weights has a depth-wise convolution?</summary>
@@ -1180,11 +1183,12 @@ with torch.no_grad():
 # %% [markdown]
 # ## What the paper says, what the code does
 #
-# - **Order.** Figure 2: one embedding, then stages of attention, Mix-FFN, merging. Code: stages of
-#   embedding, blocks, norm. The sizes in section 3.1 are those of the code.
+# - **Order.** Figure 2 of the paper ([arXiv:2105.15203](https://arxiv.org/abs/2105.15203)): one
+#   embedding, then stages of attention, Mix-FFN, merging. Code: stages of embedding, blocks, norm.
+#   The sizes in section 3.1 are those of the code.
 # - **Norms.** The paper's equations show none. Code: before attention and before Mix-FFN (`eps`
-#   1e-6), at the end of each stage (1e-6), after each embedding and after the shortening
-#   convolution (1e-5).
+#   1e-6), at the end of each stage (1e-6), after each embedding and after the reducing convolution
+#   (1e-5).
 # - **Residuals.** Equation 3 adds $x_{in}$ in Mix-FFN; the code has a residual around attention as
 #   well.
 # - **Table 6.** $E = 8, 8, 4, 4$ and $L_2 = 3$ (B2, B3) are printed; 4, 4, 4, 4 and $L_2 = 4$ are
@@ -1213,15 +1217,18 @@ with torch.no_grad():
 # - Drop path leaves out whole branches, late ones more often, and keeps their average.
 # - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture
 #   from 32 pixels up.
-# - B0 to B5 differ in `dims` and `depths` only. Parameters sit late, the work is done everywhere.
+# - B0 to B5 differ in `dims` and `depths` only. In B0 parameters sit late, and the work is done
+#   everywhere.
+# - The paper's "FLOPs" are multiply-accumulates; its Tables 6 and 7 describe wider Mix-FFNs than
+#   those released.
 # - The first weights decide which parts are awake when training begins.
+# - A picture of the strongest directions of a feature map shows the picture, not what was learned.
 
 # %% [markdown]
 # ## What people ask
 #
 # **Figure 2 shrinks twice, or in the wrong order. What is right?** Each stage is: patch embedding,
-# blocks, norm. The merging that the figure draws at the end of a stage is the patch embedding at
-# the beginning of the next.
+# blocks, norm; see [above](#from-blocks-to-a-stage).
 #
 # **MLP ratio 8, 8, 4, 4 or 4, 4, 4, 4? My count disagrees with Table 7.** The released network has
 # 4 everywhere and 3,319,392 parameters in B0's encoder. Tables 6 and 7 describe another one, with 8
@@ -1232,13 +1239,14 @@ with torch.no_grad():
 # G in B0 at 512 pixels.
 #
 # **May the picture have any size?** From 32 pixels a side, yes. Sizes round up, as 65 × 97 showed;
-# only the shortened list of keys leaves out some tokens at odd sizes (chapter 04).
+# only the shortened list of keys leaves out some tokens at odd sizes
+# ([chapter 04](04_efficient_attention.ipynb#tokens-that-nobody-sees)).
 #
 # **Is there no class token, no table of positions, no extra stem?** None of them. The encoder gives
-# maps, not one vector; position comes from zero padding (chapter 05).
+# maps, not one vector; position comes from zero padding ([chapter 05](05_mix_ffn.ipynb#the-leak)).
 
 # %% [markdown]
 # ## Next
 #
-# Four maps of four sizes, and one mask is wanted. Chapter 07, the MLP decoder, puts them together,
-# with hardly more than matrix multiplications.
+# Four maps of four sizes, and one mask is wanted. [Chapter 07](07_mlp_decoder.ipynb), the MLP
+# decoder, puts them together, with hardly more than matrix multiplications.

@@ -18,8 +18,8 @@
 #   such as the trachea;
 # - how wide a decoder should be.
 #
-# **What you need.** `nn.Linear`, `nn.Conv2d` and matrix products. The encoder of chapter 06 is used
-# here, not opened.
+# **What you need.** `nn.Linear`, `nn.Conv2d` and matrix products. The encoder of
+# [chapter 06](06_encoder.ipynb) is used here, not opened.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import copy
@@ -62,8 +62,10 @@ show.network(lit="decoder")
 # do you make one map of class scores from them that knows both what and where, with as little
 # machinery as possible?**
 #
-# Earlier networks gave this a heavy machine: large convolutions, pyramids of pooling. SegFormer's
-# answer is four lines, equation 4 of the paper (equations 5 to 8 of the report):
+# Earlier networks gave this a heavy machine: large convolutions, pyramids of pooling
+# ([chapter 15](15_family_tree.ipynb) builds some). SegFormer's answer is four lines, equation 4 of
+# the paper ([arXiv:2105.15203](https://arxiv.org/abs/2105.15203); equations 5 to 8 of the report that
+# this course follows):
 #
 # $$
 # \begin{aligned}
@@ -236,8 +238,8 @@ assert parameters(decoder) == parameters(b0.decoder) == 433_302
 # ## Where the work goes
 #
 # Parameters are one thing, work is another: a matrix is used once for *every pixel*. The usual
-# measure is the *multiply-accumulate*, MAC: one product, added up. The numbers which the paper
-# prints as "FLOPs" are MACs; you will see them come out below.
+# measure is the *multiply-accumulate*, MAC: one product, added up. The numbers which the paper prints
+# as "FLOPs" are MACs ([chapter 06](06_encoder.ipynb#the-family)); you will see them come out below.
 #
 # <details>
 # <summary><b>Predict, then run.</b> A ninth of B0's parameters are in the decoder. What is its share
@@ -510,8 +512,9 @@ print(f"and a stack of {stack:.0f} MB is never written")
 
 # %% [markdown]
 # The clock follows the count, not exactly. The stack of four maps, $4C$ numbers per pixel of F1's
-# size, need not be written and read any more; that is a gain which no MAC tells of. On the other
-# hand norms, softmax and upsampling take their time and are counted nowhere.
+# size, need not be written and read any more; that is a gain which no MAC tells of. On the other hand
+# norms, softmax and upsampling take their time and are counted nowhere. [Chapter 14](14_speed.ipynb)
+# follows the clock further.
 #
 # ### When it does not pay
 #
@@ -599,7 +602,7 @@ show.figure(fig, alt=(
 # %% [markdown]
 # ## The complete network
 #
-# Encoder of chapter 06, decoder of this one. That is all of SegFormer-B0.
+# The encoder of chapter 06, the decoder of this one: that is all of SegFormer-B0.
 
 # %%
 class Network(nn.Module):
@@ -796,9 +799,10 @@ show.figure(fig, alt=(
 # large object that is no loss: its border is nearly straight between two tokens. What about small
 # ones?
 #
-# Make it a fair trial. Let every token know *exactly* which share of its 4 × 4 pixels belongs to a
-# disc; then upsample these shares and cut at one half. Average the IoU over 64 places of the disc's
-# centre within one token.
+# [Chapter 02](02_cnn_baselines.ipynb#how-fine-must-the-scores-be) asked that of whole scenes; here
+# size is all that varies. Make it a fair trial. Let every token know *exactly* which share of its 4 ×
+# 4 pixels belongs to a disc; then upsample these shares and cut at one half. Average the IoU over 64
+# places of the disc's centre within one token.
 
 # %%
 def disc(radius, cy, cx, size=112):
@@ -852,10 +856,10 @@ show.figure(fig, alt=(
     "right by a doubling of the radius. At stride 4 it passes one half between radius 3 and 4."))
 
 # %% [markdown]
-# **B.** At stride 4 (solid) discs of radius 6 and more are kept well, at radius 3 it is luck, and
-# at radius 2 next to nothing is left. The curves are the same curve, moved: only the radius *in
-# tokens* counts. *Why?* A small disc lies across several tokens, and none of them is covered for
-# the most part. Cut at one half, all of them say background.
+# **B.** At stride 4 (solid) discs of radius 6 and more are kept well, at radius 3 it is luck, and at
+# radius 2 next to nothing is left. The curves are the same curve, moved: only the radius *in tokens*
+# counts. *Why?* A small disc lies across several tokens, and none of them is covered for the most
+# part. Cut at one half, all of them say background.
 #
 # A network may do better than this. Its scores are no shares, they may be higher for small things,
 # and it has all of F1's channels to place an edge by. But it has to *learn* to do better, and below
@@ -868,7 +872,7 @@ show.figure(fig, alt=(
 # ### The trachea
 #
 # In chest CT the lungs are large and the trachea is a thin tube. The course draws its own patients
-# (the phantom of chapter 08), with masks in the layout of a real data set.
+# (the phantom of [chapter 08](08_data.ipynb)), with masks in the layout of a real data set.
 
 # %% tags=["nbval-ignore-output"]
 chest = sl.data.open_dataset("sample-chest-ct", "val")
@@ -1028,7 +1032,7 @@ with torch.no_grad():
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Upsample a row (15 minutes)
 #
@@ -1217,11 +1221,16 @@ checks.folded_network(my_folded_network)
 # %%
 print(inspect.getsource(sl.models.MLPDecoder.forward))
 print(inspect.getsource(sl.models.MLPDecoder.forward_unfolded))
+print(inspect.getsource(sl.models.MLPDecoder.scores))
 
 # %% [markdown]
-# `forward` is folded, `forward_unfolded` is the equation as printed. One thing is new: a map that
-# has the right size already is not upsampled. The class of this chapter takes the package's
-# weights, `strict`, so that no key may be missing or left over, and must give the same numbers.
+# `forward` is folded, `forward_unfolded` is the equation as printed, and both end in `scores`: batch
+# norm, dropout, ReLU, `classify`. (Dropout multiplies by 0 or by a positive number, so a ReLU behind
+# it gives the same as one before it.) The rest saves memory: a map that has the right size already is
+# not upsampled, the maps are made one at a time, from the coarsest on, and each is added in place to
+# the sum, for these are the largest maps of the network. The class of this chapter takes the
+# package's weights, `strict`, so that no key may be missing or left over, and must give the same
+# numbers.
 
 # %%
 torch.manual_seed(0)
@@ -1296,9 +1305,8 @@ for variant, width in (("b0", 256), ("b2", 768)):
 # the size of the label: `segmentation_loss` and `model.predict` of the package both do it, on the
 # scores. The decoder itself never does.
 #
-# **My FLOPs are twice the paper's, or smaller.** Twice: you count products and sums apart; the
-# paper counts the pair. Smaller: your counter does not see the matrix products inside the
-# attention, or your decoder is folded.
+# **My FLOPs are twice the paper's, or smaller.**
+# [Chapter 06](06_encoder.ipynb#why-is-my-count-another-one) shows four ways to count one network.
 #
 # **"Default process group has not been initialized"?** A synchronised batch norm, meant for several
 # GPUs, runs in a single process. An ordinary `BatchNorm2d` has the same weights.
@@ -1370,6 +1378,6 @@ print("both are better than a guess")
 # %% [markdown]
 # ## Next
 #
-# The network is complete, and everything from here on is about what it learns from. Chapter 08,
-# data: what a label is, how it is drawn, cut, flipped and damaged, and why the same patient must
-# not be in training and in test.
+# The network is complete, and everything from here on is about what it learns from.
+# [Chapter 08](08_data.ipynb), data: what a label is, how it is drawn, cut, flipped and damaged, and
+# why the same patient must not be in training and in test.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 08 · Read the labels: what a data set says, and what is done to it
 #
-# About 50 minutes to read and run, 70 more for the exercises. The code takes about 20 seconds on
+# About 45 minutes to read and run, 70 more for the exercises. The code takes about 20 seconds on
 # one CPU core and less than 2 GB of memory. No GPU is needed, and the modes fast and full are the
 # same here. If the two samples have never been drawn on this machine, that takes another minute,
 # once.
@@ -19,8 +19,8 @@
 # - what a JPEG mask, a CT window and a threshold do to an outline;
 # - how a careless split turns remembering into a good score, measured.
 #
-# **What you need.** Tensors and a little NumPy. Chapter 00 has shown the sample; no other chapter
-# is needed.
+# **What you need.** Tensors and a little NumPy. [Chapter 00](00_start_here.ipynb) has shown the
+# sample; no other chapter is needed.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import csv
@@ -552,9 +552,9 @@ right, miou = scores([(m.flip(-1).where(m.flip(-1) < 11, 0), m) for m in tensors
 print(f"perfect, but mirrored: {right:.0%} of pixels right, mIoU {miou:.2f}")
 
 # %% [markdown]
-# Most pixels are still right, and the mIoU of a *perfect* answer falls from 1 to 0.22, not far above
-# what a minute of training reaches in chapter 00. With a flip at every second picture, half of all
-# lessons would be like that. The loss would still fall.
+# Most pixels are still right, and the mIoU of a *perfect* answer falls from 1 to 0.22, not far
+# above what a minute of training reaches in [chapter 00](00_start_here.ipynb). With a flip at every
+# second picture, half of all lessons would be like that. The loss would still fall.
 
 # %% [markdown]
 # ### PSPNet's recipe, step by step
@@ -1059,7 +1059,9 @@ for name, size in sizes.items():
 # ```
 #
 # They lie beside the samples, where `sl.data.open_dataset("coco")` and `("chest_ct")` find them.
-# `data/README.md` has the sizes and the details. Whoever has the archives already unpacks them there:
+# `data/README.md` has the sizes and the details. (What feeds a network fast enough, and what
+# `segformer-lite data pack` has to do with it: [chapter 14](14_speed.ipynb#feeding-it).) Whoever
+# has the archives already unpacks them there:
 #
 # | folder | holds |
 # |---|---|
@@ -1069,9 +1071,9 @@ for name, size in sizes.items():
 # `val2017` and the annotations, 1.1 GB, are enough to begin with: a folder that holds only one of
 # the two picture folders is divided, 85 % to learn from and 15 % to test on.
 #
-# Two words on licences. COCO's annotations are CC BY 4.0, but each photograph belongs to
-# whoever took it, under the licence its entry names. The CT set's page states no licence that we could confirm:
-# learn with it, pass nothing on. That is why this course shows drawn pictures only.
+# Two words on licences. COCO's annotations are CC BY 4.0, but each photograph belongs to whoever
+# took it, under the licence its entry names. The CT set's page states no licence that we could
+# confirm: learn with it, pass nothing on. That is why this course shows drawn pictures only.
 #
 # If they are there, the measurements of this chapter on real pictures:
 
@@ -1126,7 +1128,7 @@ except ValueError as error:
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. The other way round (15 minutes)
 #
@@ -1334,6 +1336,11 @@ print("equal")
 #   the released code lists 182 (the range of ids) and other software 171.
 # - **The mean of the loss.** The released code divides by *all* pixels of a crop, 255 among them;
 #   transformers divides by the labelled ones, and gives "not a number" when there are none.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); PSPNet,
+# [arXiv:1612.01105](https://arxiv.org/abs/1612.01105); COCO,
+# [arXiv:1405.0312](https://arxiv.org/abs/1405.0312); COCO-Stuff,
+# [arXiv:1612.03716](https://arxiv.org/abs/1612.03716).
 
 # %% [markdown]
 # ## Pitfalls
@@ -1388,5 +1395,6 @@ print("equal")
 # %% [markdown]
 # ## Next
 #
-# The network is built, its data are in order. Chapter 09 trains it on COCO and puts a claim to the
-# test, chapter 10 trains it on chest CT and asks each organ of each patient.
+# The network is built, its data are in order. [Chapter 09](09_train_coco.ipynb) trains it on COCO
+# and puts a claim to the test, [chapter 10](10_train_chest_ct.ipynb) trains it on chest CT and asks
+# each organ of each patient.

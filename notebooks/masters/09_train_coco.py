@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · Train on COCO, and put a claim to the test
 #
-# About 50 minutes to read and run, 50 more for the exercises. In fast mode the code trains four
+# About 40 minutes to read and run, 50 more for the exercises. In fast mode the code trains four
 # small networks, which takes about two minutes on two CPU cores and less than 2 GB of memory. Full
 # mode shows a run on the real COCO pictures, which a CUDA GPU trains in hours, outside the notebook.
 
@@ -18,17 +18,15 @@
 #   of the other kind, over several seeds;
 # - how background, 255 and class weights move a score without a better network.
 #
-# **What you need.** Chapter 04 for strips and squares. Chapter 02 asked the same of older networks
-# with recall alone.
+# **What you need.** [Chapter 04](04_efficient_attention.ipynb) for strips and squares. [Chapter
+# 02](02_cnn_baselines.ipynb) asked the same of older networks with recall alone.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
 import json
 import math
-import os
 import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -69,7 +67,7 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 #
 # 1. Does a picture have a large loss *because* its large object is missed, or because it is large?
 # 2. If large objects are lost, is it the Transformer, or this one? The report's code merges keys in
-#    strips, not in squares (chapter 04).
+#    strips, not in squares ([chapter 04](04_efficient_attention.ipynb)).
 # 3. Would another seed say the same?
 #
 # | in papers | code | meaning |
@@ -88,15 +86,6 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # %%
 TRAIN = False  # full mode only: True trains in this notebook, for hours
 
-
-def newest_run(preset):
-    """Folder of the newest finished run of a preset, or None."""
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or sl.data.course_folder() / "runs")
-    finished = [path for path in runs.glob("*/report.json")
-                if json.loads(path.with_name("config.json").read_text()).get("name") == preset]
-    return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
-
-
 HOW = """Fetch the pictures (9.2 GB), then train, on one GPU or on several:
   segformer-lite data coco --images 50000 --out data/coco
   segformer-lite train --preset report-coco
@@ -104,7 +93,7 @@ HOW = """Fetch the pictures (9.2 GB), then train, on one GPU or on several:
 A run that was cut goes on with: segformer-lite train --resume runs/<its folder>"""
 
 # %%
-found = newest_run("report-coco") if session.full else None
+found = session.newest_run("report-coco")
 full = session.full and (TRAIN or found is not None)
 settings = sl.TrainConfig.preset("report-coco" if full else "sample-coco")
 if session.full and not full:
@@ -169,7 +158,7 @@ fig.axes[0].axhline(blind_loss, color=show.COLOURS["grey"], ls="--", label="blin
 fig.axes[-1].axhline(float(shares[0]) / K, color=show.COLOURS["red"], ls=":", lw=1)
 show.figure(fig, alt=(
     "The loss of single batches scatters around a mean that falls and crosses the dashed line of the "
-    "blind answer before the middle of the run. The validation mIoU starts on the dotted line of "
+    "blind answer about the middle of the run. The validation mIoU starts on the dotted line of "
     "background everywhere and climbs, faster towards the end."))
 
 # %% tags=["nbval-ignore-output"]
@@ -235,8 +224,8 @@ def nine(chosen):
 # %% tags=["nbval-ignore-output"]
 show.figure(nine(order[:9]), alt=(
     "Nine pictures in columns, input above prediction above label. Most labels hold little: small "
-    "objects on much background, and the predictions hold less still. In the others a pizza fills "
-    "much of the picture and of the prediction."))
+    "objects on much background, and the predictions hold less still. In the others there is a pizza, "
+    "and the prediction has it."))
 
 # %% [markdown]
 # Most hold little, and the mask is right nearly everywhere because nearly everywhere is background.
@@ -297,7 +286,8 @@ for ax, values, title in zip(axes, (blind, losses), ("blind answer", "trained ne
 show.figure(fig, alt=(
     "Loss of each of 50 pictures against the share that objects fill. Left, the blind answer: the "
     "points lie close to a rising line. Right, the trained network: a wider cloud that rises, with "
-    "a few low points far to the right. The nine largest losses, in red, lie right of the middle."))
+    "a few low points far to the right. The nine largest losses, in red: left, pictures that objects "
+    "fill to a third and more; right, most of them such pictures too."))
 print(f"trained network: correlation with the filled share {np.corrcoef(filled, losses)[0, 1]:.2f}; "
       f"of its nine worst, {len(set(trained_worst) & set(worst))} are among the blind answer's nine "
       f"(by chance: {9 * 9 / 50:.1f})")
@@ -428,7 +418,8 @@ for name, (n, hit, pixels, right, wrong) in zip(LIMITS, sizes):
 # picture-wise ranking seemed to show that. Region by region, what do *you* see?
 #
 # (Small regions have a limit of their own: the logits live at a quarter of the network's input, so
-# what is under a few pixels wide hardly exists there. Chapter 07 measures it with discs.)
+# what is under a few pixels wide hardly exists there. [Chapter 07](07_mlp_decoder.ipynb) measures
+# it with discs.)
 #
 # ### At the rim, and class by class
 #
@@ -449,7 +440,7 @@ ax.invert_yaxis()
 ax.legend(loc="lower right")
 show.figure(fig, alt=(
     "Bars of IoU and boundary IoU for each class, the most frequent class on top. Background is far "
-    "ahead in IoU; in every class the boundary IoU is lower than the IoU."))
+    "ahead in IoU; in every class that is found at all the boundary IoU is lower than the IoU."))
 
 # %% tags=["nbval-ignore-output"]
 print(whole)
@@ -582,7 +573,8 @@ for what in ("recall", "IoU"):
         print(f"  {TITLES[name]:<31}" + "".join(f"{f'{m:.2f} ± {sd:.2f}':>13}" for m, sd in cells))
 
 # %% [markdown]
-# <details> <summary><b>Read the tables, then run.</b> The claim is a shape: high for small, low for
+# <details>
+# <summary><b>Read the tables, then run.</b> The claim is a shape: high for small, low for
 # what fills the picture. Whose numbers have it?</summary>
 #
 # - A. All Transformers', and not U-Net's.
@@ -728,14 +720,16 @@ print(f"mIoU with background  {np.nanmean(iou):.3f}")
 print(f"mIoU without          {np.nanmean(iou[1:]):.3f}")
 
 # %% [markdown]
-# Same masks, two scores. The easy background lifts the mean, the more the fewer classes there are. With
-# 81 classes it is one of 81, with four (chapter 10) a quarter of the score. Neither is wrong; say
-# which.
+# Same masks, two scores. The easy background lifts the mean, the more the fewer classes there are.
+# With 81 classes it is one of 81, with four ([chapter 10](10_train_chest_ct.ipynb)) a quarter of
+# the score. Neither is wrong; say which.
 #
 # ### Background as an ignored label
 #
-# It sounds like the same: "background does not interest us, label it 255". It is not. Pixels labelled
-# 255 are left out altogether, *and with them every false alarm on background*.
+# It sounds like the same: "background does not interest us, label it 255". It is not. Pixels
+# labelled 255 are left out altogether, *and with them every false alarm on background*. [Chapter
+# 01](01_what_is_segmentation.ipynb) has flooded a field of squares to show it; here it meets a
+# trained network.
 #
 # <details>
 # <summary><b>Predict, then run.</b> One object of 10 pixels. A network paints 40 pixels, the object
@@ -882,17 +876,18 @@ for name, pictures in seen.items():
 
 # %% [markdown]
 # Sources: paper, section 4.1 (160,000 iterations of 16 pictures); report, section 4.1. For ImageNet
-# the paper gives no recipe; an author names one nearly the same as PVTv2's (issue 67 of the
-# released code), which has 300 epochs. So the report's network has seen about one seventy-seventh
-# of what the paper's has; ours a fraction of that. Users of the released code who train ADE20K from
-# scratch get very low scores (issue 151). No number of this chapter says how good SegFormer can be.
-# They say how fast each kind *begins*.
+# the paper gives no recipe; an author names one nearly the same as PVTv2's ([issue 67 of the
+# released code](https://github.com/NVlabs/SegFormer/issues/67)), which has 300 epochs. So the
+# report's network has seen about one seventy-seventh of what the paper's has; ours a fraction of
+# that. Users of the released code who train ADE20K from scratch get very low scores ([issue
+# 151](https://github.com/NVlabs/SegFormer/issues/151)). No number of this chapter says how good
+# SegFormer can be. They say how fast each kind *begins*.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. The mean, said precisely (10 minutes)
 #
@@ -1054,9 +1049,14 @@ print(f"equal counts for {compared} regions")
 # - **Augmentation.** The report names PSPNet's. In PSPNet's released code that is scale 0.5 to 2,
 #   rotation by up to 10°, blur, mirror, crop; `augment="pspnet"`. The paper's own is another.
 # - **Loss, optimiser, learning rate, batch.** The report gives none of them. The preset's are ours.
-# - **Network.** The report's "MiT-B0" differs from the released one in the reduction, the Mix-FFN, the
-#   norms and the decoder: 9.97 against 3.32 million parameters in the encoder (chapters 04 to 07).
+# - **Network.** The report's "MiT-B0" differs from the released one in the reduction, the Mix-FFN,
+#   the norms and the decoder: 9.97 against 3.32 million parameters in the encoder (chapters
+#   [04](04_efficient_attention.ipynb) to [07](07_mlp_decoder.ipynb)).
 # - **Scores.** The paper prints mIoU over a whole data set. The report prints pictures.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); PSPNet,
+# [arXiv:1612.01105](https://arxiv.org/abs/1612.01105); PVTv2,
+# [arXiv:2106.13797](https://arxiv.org/abs/2106.13797).
 
 # %% [markdown]
 # ## Pitfalls
@@ -1085,15 +1085,16 @@ print(f"equal counts for {compared} regions")
 # %% [markdown]
 # ## What people ask
 #
-# **I trained SegFormer from scratch and it is bad. Is that normal?** Yes. Users of the released code
-# report the same for ADE20K (issue 151). Start from pretrained weights if you want scores; start
-# from nothing if you want to learn what the architecture brings.
+# **I trained SegFormer from scratch and it is bad. Is that normal?** Yes. Users of the released
+# code report the same for ADE20K, see "Why from scratch is weak". Start from pretrained weights if
+# you want scores; start from nothing if you want to learn what the architecture brings.
 #
 # **All my masks are background.** Look at the table of loss and mIoU above: every run goes through
-# that. If it stays, look at the labels (chapter 08), then at the learning rate (chapter 16).
+# that. If it stays, look at the labels ([chapter 08](08_data.ipynb)), then at the learning rate
+# ([chapter 16](16_bug_clinic.ipynb)).
 #
-# **My mIoU is "not a number".** A class that is neither labelled nor predicted has 0 / 0. It is
-# left out of the mean, here and in most evaluations; a class that is predicted only counts as 0.
+# **My mIoU is "not a number".** A class that is neither labelled nor predicted has 0 / 0. Here
+# it is left out of the mean; [chapter 01](01_what_is_segmentation.ipynb) has the other habits.
 #
 # **Is mIoU fair to small objects?** Not quite: pixels of one class are in one pot, over all pictures,
 # and large objects fill it. That is why the table by size stands beside it.
@@ -1104,5 +1105,5 @@ print(f"equal counts for {compared} regions")
 # %% [markdown]
 # ## Next
 #
-# Chapter 10 takes the same care to the chest: few classes, a tiny trachea, and patients who must not
-# sit on both sides of the split.
+# [Chapter 10](10_train_chest_ct.ipynb) takes the same care to the chest: few classes, a tiny
+# trachea, and patients who must not sit on both sides of the split.

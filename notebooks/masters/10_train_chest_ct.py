@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · Train on chest CT, and find out what a mean hides
 #
-# About 50 minutes to read and run, 40 more for the exercises. In fast mode the code trains one small
+# About 40 minutes to read and run, 25 more for the exercises. In fast mode the code trains one small
 # SegFormer on drawn slices: about one minute on two CPU cores and 1.5 GB of memory. Full mode is the
 # report's run on the real slices and needs a CUDA GPU.
 
@@ -19,8 +19,8 @@
 # - how far "varying imaging conditions" may vary, with and without colours in the augmentation;
 # - what a split by slice does to the number that is reported.
 #
-# **What you need.** Chapter 08 for windows, masks and the split by patient; Dice and boundary IoU from
-# chapter 01.
+# **What you need.** [Chapter 08](08_data.ipynb) for windows, masks and the split by patient; Dice
+# and boundary IoU from [chapter 01](01_what_is_segmentation.ipynb).
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -83,7 +83,7 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # ## The slices
 #
 # Fast mode has twelve drawn patients in the layout of the Kaggle set. The package divides them by
-# patient (chapter 08 measured why):
+# patient ([chapter 08](08_data.ipynb) measured why):
 
 # %%
 train_set, val_set = (sl.data.open_dataset("sample-chest-ct", split) for split in ("train", "val"))
@@ -94,7 +94,7 @@ for name, count in zip(train_set.classes, counts):
     print(f"{name:10s} {count / counts.sum():7.2%} of the training pixels")
 
 # %% [markdown]
-# The trachea has few pixels in a thousand. Leave it out altogether and the pixel accuracy loses
+# The trachea has two pixels in a thousand. Leave it out altogether and the pixel accuracy loses
 # exactly that. Whoever looks at accuracy, or at the loss, hardly hears of it.
 #
 # ### Dice by hand
@@ -116,15 +116,17 @@ print(f"I = {shared}, P = {P}, L = {L}: Dice {2 * shared / (P + L):.3f}, IoU {sh
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: one figure for one patient (7 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Make two masks, "predicted as c" and "labelled c", both without the pixels labelled 255. Three sums
 # over the whole stack are all you need.
+#
 # </details>
-# <details>
-# <summary>Help: it says that nan was expected</summary>
+# <details><summary>Help: it says that nan was expected</summary>
+#
 # A patient whose stack shows no heart, and where none was predicted, has no Dice: 0 / 0. Calling it 1
 # flatters the mean, calling it 0 punishes a right answer.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -245,9 +247,9 @@ show.figure(curve(history, "loss (log scale)"), alt=(
 # a curve is a large class being understood.** A flat curve afterwards does not say that all is learned:
 # the class that is still missing may be too small to be heard in it.
 #
-# In the drawn slices the fast phase is the lung, and the heart close behind. When the trachea begins to
-# rise, the loss has long looked flat. For the report's figure 7 we cannot know; the same window on the
-# real run would tell.
+# In the drawn slices the fast phase is the lung, and the heart close behind. When the trachea
+# begins to rise, nearly all of the loss is gone: only the logarithm still shows the rest falling.
+# For the report's figure 7 we cannot know; the same window on the real run would tell.
 
 # %% [markdown]
 # ### The real run
@@ -256,19 +258,11 @@ show.figure(curve(history, "loss (log scale)"), alt=(
 # command, and the chapter goes on with the run above.
 
 # %% tags=["nbval-ignore-output"]
-def newest_run(preset):
-    """The folder of the newest finished run of a preset, or None."""
-    folders = (sl.data.course_folder() / "runs").glob("*/report.json")
-    done = [path.parent for path in folders
-            if json.loads((path.parent / "config.json").read_text()).get("name") == preset]
-    return max(done, key=lambda folder: (folder / "report.json").stat().st_mtime, default=None)
-
-
 data, size = CONFIG.data, CONFIG.size
 if session.full:
     if TRAIN:
         sl.train(sl.TrainConfig.preset("report-chest-ct"))
-    folder = newest_run("report-chest-ct")
+    folder = session.newest_run("report-chest-ct")
     if folder is None:
         print("no finished run yet; start it with\n  segformer-lite train --preset report-chest-ct")
     else:
@@ -461,14 +455,16 @@ for unit, groups in {"patients": np.repeat(np.arange(12), 27), "slices": np.aran
 # `values` holds a number for each *slice*, `patients` whose slice it is. Average each patient, then
 # draw patients, 5,000 times.
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `np.unique(patients)` lists them. Once you have one mean for each, the chapter's `bootstrap` is
 # nearly the rest.
+#
 # </details>
-# <details>
-# <summary>Help: it says that slices were drawn</summary>
+# <details><summary>Help: it says that slices were drawn</summary>
+#
 # The second axis of your draws must be as long as the list of patients, not of values.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -510,8 +506,9 @@ for pixels in (64, 96, 192, 512):
 # At 96 pixels the trachea is hardly more than one cell. What can a map of this resolution say at all?
 # Two answers, both from the label itself, no network:
 #
-# - **shares**: every cell holds the exact share of each class in it. The shares are upsampled as logits
-#   are, and the largest wins;
+# - **shares**, as [chapter 07](07_mlp_decoder.ipynb) had them at the slices' full size: every cell
+#   holds the exact share of each class in it. They are upsampled as logits are, and the largest
+#   wins;
 # - **best scores**: every cell holds whatever number serves best, found by gradient descent.
 #
 # <details>
@@ -601,15 +598,17 @@ right.set(xticks=range(len(rows)), ylim=(0, 1), xlabel="pixels of the piece (fil
           ylabel="share found")
 right.set_xticklabels(NAMES, rotation=30, ha="right", fontsize=8)
 show.figure(fig, alt=(
-    "Left, Dice at stride 4 without any network, against the input's size: lung and heart are near one "
+    "Left, Dice at stride 4 without any network, against the input's size: lung and heart lie above 0.85 "
     "everywhere; the trachea by shares rises from zero at 64 pixels to about 0.9 at 192, by best scores it "
-    "is high from the start. Right, bars of the share of trachea pieces that were found, by their size: "
+    "begins above 0.7 and rises to nearly one. Right, bars of the share of trachea pieces that were "
+    "found, by their size: "
     + ", ".join(f"{name} px {share:.0%}" for name, (_, share) in zip(NAMES, rows)) + "."))
 
 # %% [markdown]
-# **B.** Left what a map can hold, the grey line at the size that was trained; right the network that was
-# trained. The smallest pieces come in pairs: they are the main bronchi below the fork, which the labels
-# call trachea as well.
+# **B**, in the main: the smallest pieces are missed most, the largest hardly ever, and the three
+# kinds between differ little. Left what a map can hold, the grey line at the size that was trained;
+# right the network that was trained. The smallest pieces come in pairs: they are the main bronchi
+# below the fork, which the labels call trachea as well.
 #
 # In the report's run, at 512 pixels, size and stride are hardly an excuse: the trachea is several cells
 # wide there. What is left is the third suspect.
@@ -715,14 +714,16 @@ show.figure(fig, alt=(
 # the weights: 192 pixels, as many pixels a step as the preset, and class weights from the training
 # labels. All else stays as in the preset.
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `sl.TrainConfig.preset("sample-chest-ct", size=…, batch_size=…, class_weights=…)`, and count the pixels
 # of the training labels as "The slices" did.
+#
 # </details>
-# <details>
-# <summary>Help: it says that pixels a step differ</summary>
+# <details><summary>Help: it says that pixels a step differ</summary>
+#
 # Twice the side is four times the pixels, so a quarter of the pictures.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -753,7 +754,7 @@ checks.rare_recipe(my_recipe())
 #
 # | shift | what would do it | function |
 # |---|---|---|
-# | brighter, darker | the window's middle moves (chapter 08) | `window(image, level=…)` |
+# | brighter, darker | the window's middle moves ([chapter 08](08_data.ipynb)) | `window(image, level=…)` |
 # | flatter | a wider window | `window(image, width=…)` |
 # | noisier | a lower dose: a quarter of it doubles the noise | `dose_noise(image, sd=…)` |
 #
@@ -921,9 +922,9 @@ for name in TRAINED:
 # %% [markdown]
 # ## Split by slice, split by patient
 #
-# Chapter 08 copied masks from neighbours to show the leak. Here is what it does to a *trained* network:
-# the same settings and as many slices to learn from, but held out are random slices in place of whole
-# patients.
+# [Chapter 08](08_data.ipynb) copied masks from neighbours to show the leak. Here is what it does to
+# a *trained* network: the same settings and as many slices to learn from, but held out are random
+# slices in place of whole patients.
 
 # %%
 for organ in ORGANS:
@@ -935,11 +936,11 @@ for organ in ORGANS:
 
 # %% [markdown]
 # What the split by slice adds is not quality; it is the same network asked about patients it knows.
-# Compare it with how far the three runs differ by themselves, in brackets: a difference below that is no
-# evidence. What makes a leak large is time to remember (these runs see each slice about thirty times;
-# the report's 50 epochs, on a larger set) and neighbours that lie close (chapter 08). The report does not
-# say how it divided its slices, and the set's own author divides them by row, that is, by slice. A number
-# without its split can't be compared with another.
+# Compare it with how far the three runs differ by themselves, in brackets: a difference below that
+# is no evidence. What makes a leak large is time to remember (these runs see each slice about
+# thirty times; the report's 50 epochs, on a larger set) and neighbours that lie close ([chapter
+# 08](08_data.ipynb)). The report does not say how it divided its slices, and the set's own author
+# divides them by row, that is, by slice. A number without its split can't be compared with another.
 #
 # On the few real slices that were at hand, of three patients, the difference is no matter of noise
 # (`docs/results/real-sets.md`): with slices held out the organs have a mean IoU of 0.28, with patients
@@ -996,6 +997,10 @@ print("evaluate: equal to counting a stack once")
 #   Our preset is a guess where the report is silent, and it uses the released network.
 # - **Ours, too, has limits.** Drawn bodies, 96 pixels, a few hundred steps, twelve patients. The
 #   *methods* carry over; the numbers do not.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); the chest CT set, [on
+# Kaggle](https://www.kaggle.com/datasets/polomarco/chest-ct-segmentation); Efron and Tibshirani,
+# *An Introduction to the Bootstrap*, 1993.
 
 # %% [markdown]
 # ## Pitfalls
@@ -1039,5 +1044,6 @@ print("evaluate: equal to counting a stack once")
 # %% [markdown]
 # ## Next
 #
-# Chapter 11 looks into the network: which pixels does one place of it see? And if a curve of yours
-# looks odd, chapter 16, the bug clinic, breaks a run on these slices in eight ways.
+# [Chapter 11](11_receptive_fields.ipynb) looks into the network: which pixels does one place of it
+# see? And if a curve of yours looks odd, [chapter 16](16_bug_clinic.ipynb), the bug clinic, breaks
+# a run on these slices in eight ways.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 · See what the network sees: receptive fields
 #
-# About 45 minutes to read and run, 55 more for the exercises. The code takes about two minutes on
+# About 40 minutes to read and run, 55 more for the exercises. The code takes about two minutes on
 # two CPU cores, half of it three short trainings, and about 1.5 GB of memory. No GPU is needed, and
 # the modes fast and full are the same here.
 
@@ -18,8 +18,10 @@
 # - a measure that many use and that changes its verdict with the unit of its input;
 # - what maps of attention cannot tell.
 #
-# **What you need.** Gradients (`backward`), and from chapter 04 queries, keys and the two ways of
-# merging tokens. Chapter 00 has shown a first receptive field.
+# **What you need.** Gradients (`backward`), and from [chapter 04](04_efficient_attention.ipynb)
+# queries, keys and the two ways of merging tokens. [Chapter 00](00_start_here.ipynb) has shown a
+# first receptive field. DeepLabV3+ and U-Net are taken as they come; chapters
+# [15](15_family_tree.ipynb) and [02](02_cnn_baselines.ipynb) open them.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import copy
@@ -61,7 +63,7 @@ show.network(lit="image")
 # Two answers have the same name, *receptive field*, and mean different things.
 #
 # - **What could be seen**: all pixels from which any line leads to the place. Counted from kernels
-#   and strides; chapter 02 did it and found 404 pixels for FCN-8s.
+#   and strides; [chapter 02](02_cnn_baselines.ipynb) did it and found 404 pixels for FCN-8s.
 # - **What is seen**: how much the place *changes* when a pixel changes. This is the **effective**
 #   receptive field of Luo and others (2016), and it is measured, with a gradient.
 #
@@ -135,7 +137,8 @@ def spread(row):
 
 for layers in (1, 4, 16, 64):
     measured, formula = spread(box_row(layers)), (layers * (3**2 - 1) / 12) ** 0.5
-    print(f"{layers:2d} layers: could see {2 * layers + 1:3d} px, sigma {measured:.2f} px, formula {formula:.2f}")
+    print(f"{layers:2d} layers: could see {2 * layers + 1:3d} px, "
+          f"sigma {measured:.2f} px, formula {formula:.2f}")
     assert abs(measured - formula) < 1e-6
 
 # %%
@@ -143,7 +146,8 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
 x = np.arange(-70, 71)
 for i, (layers, colour) in enumerate({4: "blue", 16: "orange", 64: "green"}.items(), start=1):
     sigma = (layers * 2 / 3) ** 0.5
-    left.bar(x, box_row(layers)[30:171], width=1, color=show.COLOURS[colour], alpha=0.6, label=f"{layers} layers")
+    left.bar(x, box_row(layers)[30:171], width=1, color=show.COLOURS[colour], alpha=0.6,
+             label=f"{layers} layers")
     left.plot(x, np.exp(-x**2 / 2 / sigma**2) / sigma / (2 * np.pi) ** 0.5, color="black", lw=0.8)
     left.plot([-layers, layers], [-0.015 * i] * 2, color=show.COLOURS[colour], lw=3)  # could see
 left.set(xlim=(-68, 68), xlabel="pixel", title="share of the gradient; line: a normal curve")
@@ -154,10 +158,11 @@ right.plot(n, 4 * (n * 2 / 3) ** 0.5, color=show.COLOURS["red"], label="sees: 4 
 right.set(xlabel="layers n", ylabel="px")
 right.legend()
 show.figure(fig, alt=(
-    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, each lower and "
-    "wider than the one before, on which a normal curve lies exactly; a coloured bar below each shows "
-    "how far it could see, for 64 layers many times wider than the bell. Right, over the number of layers: a straight "
-    "grey line for what could be seen and a red curve that flattens for what is seen."))
+    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, each "
+    "lower and wider than the one before, on which a normal curve lies exactly; a coloured bar "
+    "below each shows how far it could see, for 64 layers many times wider than the bell. Right, "
+    "over the number of layers: a straight grey line for what could be seen and a red curve that "
+    "flattens for what is seen."))
 
 # %% [markdown]
 # **B**: with four times as many layers, $\sigma$ doubles. Left: the bells and, as lines below them, what
@@ -180,7 +185,8 @@ def stack(layers, dilations=(1,), strides=()):
     net, channels = nn.Sequential(), 3
     for i in range(layers):
         dilation, stride = dilations[i % len(dilations)], 2 if i in strides else 1
-        net.append(nn.Conv2d(channels, 16, 3, stride, padding=dilation, dilation=dilation, bias=False))
+        net.append(nn.Conv2d(channels, 16, 3, stride, padding=dilation, dilation=dilation,
+                             bias=False))
         nn.init.kaiming_normal_(net[-1].weight, nonlinearity="relu")
         net.append(nn.ReLU())
         channels = 16
@@ -229,7 +235,7 @@ def field_of(model, images, stage, pixel):
     row, column = (p * n // N for p, n, N in zip(pixel, feature.shape[2:], x.shape[2:]))
     feature[:, :, row, column].relu().sum().backward()                 # one number per picture
     maps = x.grad.abs().sum(1)                                         # (B, H, W), colours added up
-    return (maps / maps.sum((1, 2), keepdim=True)).mean(0)             # every picture counts the same
+    return (maps / maps.sum((1, 2), keepdim=True)).mean(0)             # pictures count alike
 
 # %%
 torch.manual_seed(0)
@@ -285,7 +291,8 @@ print("the plain sum moves less than a ten-thousandth as much as the sum behind 
 # %%
 def centre_of_mass(field):
     """(row, column) in pixels."""
-    return tuple(float((field.map.sum(1 - axis) * np.arange(n)).sum()) for axis, n in enumerate(field.map.shape))
+    return tuple(float((field.map.sum(1 - axis) * np.arange(n)).sum())
+                 for axis, n in enumerate(field.map.shape))
 
 
 for layer in ("stage4", "decoder"):
@@ -293,13 +300,14 @@ for layer in ("stage4", "decoder"):
     print(f"{layer:7} asked at (128, 128): centre of mass ({row:.0f}, {column:.0f})")
 for pixel in (128, 144):
     field = receptive_field(fresh, noise, "stage4", pixel=(pixel, pixel))
-    print(f"stage4 asked at {pixel}: half of it in a square of {field.side(0.5)} px around that pixel")
+    print(f"stage4 asked at {pixel}: "
+          f"half of it in a square of {field.side(0.5)} px around that pixel")
 
 # %% [markdown]
 # The field of stage 4 sits on pixel 128, the upper left corner of its square, not on the middle. A
-# padded convolution with an odd kernel looks symmetrically around pixel $S \cdot i$ (chapter 03). So
-# ask at multiples of 32: around 144 the *same* field needs a larger square, and looks larger than it
-# is.
+# padded convolution with an odd kernel looks symmetrically around pixel $S \cdot i$ ([chapter
+# 03](03_patch_embedding.ipynb)). So ask at multiples of 32: around 144 the *same* field needs a
+# larger square, and looks larger than it is.
 #
 # The head looks up and to the left of where it stands. Bilinear upsampling does put place $i$ in the
 # middle of its square, so what the head reads from stage 4 was seen some 16 px further up and left;
@@ -312,21 +320,23 @@ for pixel in (128, 144):
 
 # %%
 with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
-    photo = torch.from_numpy(np.array(file.convert("RGB").crop((0, 20, 512, 532)).resize((256, 256))))
-photo = photo.permute(2, 0, 1)
+    square = file.convert("RGB").crop((0, 20, 512, 532)).resize((256, 256))
+photo = torch.from_numpy(np.array(square)).permute(2, 0, 1)
 field = receptive_field(fresh, photo[None], "stage4", pixel=(128, 128))
-fig = masks.field_figure(photo, field, field.pixel, {f"{q:.0%}": field.side(q) for q in (0.2, 0.5, 0.95)},
-                         "stage 4, random weights", width=2.2)
+sides = {f"{q:.0%}": field.side(q) for q in (0.2, 0.5, 0.95)}
+fig = masks.field_figure(photo, field, field.pixel, sides, "stage 4, random weights", width=2.2)
 show.figure(fig, colours=64, alt=(
-    "The photograph of a woman in uniform, and beside it the receptive field of the place in its middle, "
-    "stage 4 of a random SegFormer: a bright patch in the middle that fades, and a faint mosaic over the "
-    "whole picture. Three squares around the middle hold 20, 50 and 95 percent of the mass."))
+    "The photograph of a woman in uniform, and beside it the receptive field of the place in its "
+    "middle, stage 4 of a random SegFormer: a bright patch in the middle that fades, and a faint "
+    "mosaic over the whole picture. Three squares around the middle hold 20, 50 and 95 percent "
+    "of the mass."))
 
 # %%
 print(f"side(0.5)       {field.side(0.5)} px: the smallest square that holds half of the mass")
 print(f"area(0.5)       {field.area(0.5):.3f}: the share of the picture that this square takes")
 print(f"extent(0.5)     {field.extent(0.5)}: rows and columns of the smallest bands")
-print(f"anisotropy(0.5) {field.anisotropy(0.5):.2f}: columns over rows; a horizontal streak is above 1")
+print(f"anisotropy(0.5) {field.anisotropy(0.5):.2f}: "
+      "columns over rows; a horizontal streak is above 1")
 print(f"centre_share(8) {field.centre_share(8):.2f}: mass within 8 px of the pixel")
 print(f"support()       {field.support():.0%}: pixels with any gradient at all")
 
@@ -363,9 +373,10 @@ for layer in probe.layers:
 # thousandth of the picture. (A `Probe` is one forward pass, kept; every field is then one backward
 # pass through it. The widget below lives on that.)
 #
-# *Why?* A fresh attention weighs all keys alike (chapter 04), so it adds the mean of the picture, and
-# each pixel's part in a mean is small. The token itself comes around it on the residual path,
-# unhindered. **Global attention is an opportunity.** Whether it is taken is decided by training.
+# *Why?* A fresh attention weighs all keys alike ([chapter 04](04_efficient_attention.ipynb)), so it
+# adds the mean of the picture, and each pixel's part in a mean is small. The token itself comes
+# around it on the residual path, unhindered. **Global attention is an opportunity.** Whether it is
+# taken is decided by training.
 
 # %% [markdown]
 # ### A measure with a trap
@@ -387,14 +398,16 @@ for layer, field in fields.items():
 many = np.logspace(0, 6, 25)
 fig, ax = plt.subplots(figsize=(4.6, 2.5))
 for (layer, field), colour in zip(fields.items(), ("blue", "orange")):
-    ax.semilogx(many, [field.log_area(0.5, s) for s in many], color=show.COLOURS[colour], label=layer)
+    areas = [field.log_area(0.5, s) for s in many]
+    ax.semilogx(many, areas, color=show.COLOURS[colour], label=layer)
     ax.axhline(field.area(0.5), color=show.COLOURS[colour], ls=":", lw=1)
 ax.set(xlabel="gradients multiplied by", ylabel="area for half of the sum")
 ax.legend()
 show.figure(fig, alt=(
-    "The area that holds half of the logarithms, over the factor by which all gradients were multiplied, "
-    "from 1 to a million. Both curves start low and rise steeply; stage 4 is above stage 1 at first and "
-    "far below it from some thousand on. Dotted lines, the areas without logarithm, stay level."))
+    "The area that holds half of the logarithms, over the factor by which all gradients were "
+    "multiplied, from 1 to a million. Both curves start low and rise, that of stage 1 steeply; "
+    "stage 4 is above stage 1 at first and far below it from some thousand on. Dotted lines, the "
+    "areas without logarithm, stay level."))
 
 # %% [markdown]
 # At scale 1 stage 4 sees more than stage 1, at 10,000 much less. Nothing about the network has
@@ -436,8 +449,8 @@ print("all three losses fell")
 
 # %%
 val_set = sl.data.open_dataset("sample-coco", "val")
-scenes = torch.stack([sl.evaluation.resize_for_model(val_set[i][0], 192)[:, :192, :192].as_subclass(torch.Tensor)
-                      for i in range(0, 64, 8)])
+resized = [sl.evaluation.resize_for_model(val_set[i][0], 192) for i in range(0, 64, 8)]
+scenes = torch.stack([scene[:, :192, :192].as_subclass(torch.Tensor) for scene in resized])
 MIDDLE = (96, 96)
 LAYERS = ["stage1", "stage2", "stage3", "stage4", "decoder"]
 LAYERS_OF = {"SegFormer": LAYERS, "DeepLabV3+": LAYERS,
@@ -457,7 +470,8 @@ def fields_of(model, layers):
 
 def mean_of(fields):
     """The mean of fields of one place in several scenes."""
-    return ReceptiveField(np.mean([f.map for f in fields], axis=0), fields[0].layer, fields[0].scalar, MIDDLE)
+    first, mean = fields[0], np.mean([field.map for field in fields], axis=0)
+    return ReceptiveField(mean, first.layer, first.scalar, MIDDLE)
 
 
 print(tuple(scenes.shape))
@@ -465,7 +479,8 @@ print(tuple(scenes.shape))
 # %% tags=["nbval-ignore-output"]
 each = {(name, when): fields_of(models[name], LAYERS_OF[name])
         for name in NAMES for when, models in (("untrained", untrained), ("trained", trained))}
-average = {key: [mean_of(fields) for fields in layers.values() if fields] for key, layers in each.items()}
+average = {key: [mean_of(fields) for fields in layers.values() if fields]
+           for key, layers in each.items()}
 
 # %% tags=["nbval-ignore-output"]
 def side_by_side(keys, height):
@@ -475,7 +490,8 @@ def side_by_side(keys, height):
         for ax, field in zip(row, average[key][-5:]):
             masks.draw_field(ax, field, decades=5)
             half = field.side(0.5)
-            ax.add_patch(plt.Rectangle([96 - half / 2] * 2, half, half, fill=False, ec="white", lw=1))
+            corner = [96 - half / 2] * 2
+            ax.add_patch(plt.Rectangle(corner, half, half, fill=False, ec="white", lw=1))
             ax.set_title(f"{field.layer}: {half} px", fontsize=8, pad=2)
         for ax in row:
             ax.set(xticks=[], yticks=[], xlim=(0, 191), ylim=(191, 0))
@@ -484,12 +500,14 @@ def side_by_side(keys, height):
 
 
 states = ("untrained", "trained")
-fig = side_by_side([(name, when) for name in ("SegFormer", "DeepLabV3+") for when in states], height=5)
+rows = [(name, when) for name in ("SegFormer", "DeepLabV3+") for when in states]
+fig = side_by_side(rows, height=5)
 show.figure(fig, colours=48, alt=(
-    "Receptive fields of the middle pixel, four rows by five columns: SegFormer untrained and trained, "
-    "DeepLabV3+ untrained and trained, over four stages and the decoder. In both networks the bright patch "
-    "grows from stage to stage. SegFormer has a faint glow over the whole picture from stage 1 on; the first "
-    "two stages of DeepLabV3+ are dark outside of a sharp square."))
+    "Receptive fields of the middle pixel, four rows by five columns: SegFormer untrained and "
+    "trained, DeepLabV3+ untrained and trained, over four stages and the decoder. In both "
+    "networks the bright patch grows from stage to stage. SegFormer has a faint glow over the "
+    "whole picture from stage 1 on; the first two stages of DeepLabV3+ are dark outside of a "
+    "sharp square."))
 
 # %% [markdown]
 # This is the layout of the paper's Figure 3, with the control that it doesn't have: an untrained row
@@ -504,8 +522,9 @@ show.figure(fig, colours=48, alt=(
 # %% tags=["nbval-ignore-output"]
 fig = side_by_side([("U-Net", when) for when in states], height=2.6)
 show.figure(fig, colours=48, alt=(
-    "The same for U-Net, untrained and trained, stages 2 to 5 and decoder: in every stage a bright patch "
-    "ends at a sharp square, larger from stage to stage; the decoder has a small bright spot on a wide ground."))
+    "The same for U-Net, untrained and trained, stages 2 to 5 and decoder: in every stage a "
+    "bright patch ends at a sharp square, larger from stage to stage; the decoder has a small "
+    "bright spot on a wide ground."))
 
 # %% [markdown]
 # U-Net: nothing but sharp squares, up to the last stage. It couldn't see further if it wanted to.
@@ -514,7 +533,8 @@ show.figure(fig, colours=48, alt=(
 print(f"{'':25}half of the mass in a square of ... px")
 for name in NAMES:
     for before, after in zip(average[name, "untrained"], average[name, "trained"]):
-        print(f"{name:11} {before.layer:8} untrained {before.side(0.5):4d}   trained {after.side(0.5):4d}")
+        print(f"{name:11} {before.layer:8} untrained {before.side(0.5):4d}   "
+              f"trained {after.side(0.5):4d}")
 heads = {key: fields[-1].side(0.5) for key, fields in average.items()}
 if not session.quick:
     for name in ("SegFormer", "DeepLabV3+"):
@@ -541,15 +561,16 @@ if not session.quick:
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(1, 4, figsize=(7, 2.1))
-for ax, (name, index) in zip(axes, [("SegFormer", 3), ("SegFormer", 4), ("DeepLabV3+", 3), ("DeepLabV3+", 4)]):
+pairs = [(name, index) for name in ("SegFormer", "DeepLabV3+") for index in (3, 4)]
+for ax, (name, index) in zip(axes, pairs):
     field = average[name, "trained"][index]
     masks.draw_field(ax, field.map[48:144, 48:144])
     ax.set_title(f"{name}, {field.layer}", fontsize=8)
     ax.axis("off")
 show.figure(fig, colours=64, alt=(
-    "The middle 96 pixels of four fields. SegFormer's stage 4 is a wide patch with a fine grid in it; its "
-    "head is a small bright spot on a faint ground. DeepLabV3+'s stage 4 is a wide even patch with a grid "
-    "of dots; its head has a bright spot in a wide patch."))
+    "The middle 96 pixels of four fields. SegFormer's stage 4 is a wide patch with a fine grid "
+    "in it; its head is a small bright spot on a faint ground. DeepLabV3+'s stage 4 is a wide "
+    "even patch with a grid of dots; its head has a bright spot in a wide patch."))
 
 # %% [markdown]
 # Both heads have two parts: a bright spot, which is the fine map (F1 in SegFormer, the shortcut from
@@ -565,16 +586,18 @@ show.figure(fig, colours=64, alt=(
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
-deeplab = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=11)
-probe = Probe(deeplab, scenes[:1], ["backbone.layer1", "backbone.layer2", "backbone.layer4", "classifier"])
+deeplab = torchvision.models.segmentation.deeplabv3_resnet50(
+    weights=None, weights_backbone=None, num_classes=11)
+paths = [*(f"backbone.layer{i}" for i in (1, 2, 4)), "classifier"]
+probe = Probe(deeplab, scenes[:1], paths)
 for layer in probe.layers:
     field = probe(layer, MIDDLE)
     print(f"{layer:16} half of the mass in {field.side(0.5):3d} px, support {field.support():.0%}")
 
 # %% [markdown]
-# A random ResNet-50 with dilated layers has a wide field: support everywhere, and half of the mass
-# in a square of about half the picture's side. That is no error, and no merit: random weights have
-# not yet learned what to leave out.
+# At its end a random ResNet-50 with dilated layers has a wide field: support everywhere, and half of
+# the mass in a square of about half the picture's side. That is no error, and no merit: random
+# weights have not yet learned what to leave out.
 
 # %% [markdown]
 # ## Do fields follow the picture?
@@ -587,7 +610,8 @@ for layer in probe.layers:
 # %%
 def overlap(maps):
     """Mean over all pairs of maps (H, W) with sum 1: how much they share, on squares of 16 px."""
-    coarse = [np.add.reduceat(np.add.reduceat(m, range(0, 192, 16)), range(0, 192, 16), axis=1) for m in maps]
+    edges = range(0, 192, 16)
+    coarse = [np.add.reduceat(np.add.reduceat(m, edges), edges, axis=1) for m in maps]
     return np.mean([np.minimum(a, b).sum() for i, a in enumerate(coarse) for b in coarse[:i]])
 
 
@@ -601,7 +625,7 @@ for (name, when), layers in each.items():
 assert session.quick or shared["SegFormer", "trained"] < shared["DeepLabV3+", "trained"]
 
 # %% tags=["nbval-ignore-output"]
-rows = {"the scene": None, "SegFormer": each["SegFormer", "trained"], "DeepLabV3+": each["DeepLabV3+", "trained"]}
+rows = {"the scene": None, **{name: each[name, "trained"] for name in ("SegFormer", "DeepLabV3+")}}
 fig, axes = plt.subplots(3, 4, figsize=(5.0, 3.9))
 for row, (name, fields) in zip(axes, rows.items()):
     for ax, i in zip(row, (0, 2, 5, 7)):
@@ -613,9 +637,10 @@ for row, (name, fields) in zip(axes, rows.items()):
         ax.set(xticks=[], yticks=[])
     row[0].set_ylabel(name, fontsize=8)
 show.figure(fig, colours=96, alt=(
-    "Four drawn scenes and below each the field of its middle in stage 4 of the trained SegFormer and of the "
-    "trained DeepLabV3+. SegFormer's fields have bright blocks in other places in every scene, often on "
-    "things; DeepLabV3+'s are a wide patch around the middle that differs little from scene to scene."))
+    "Four drawn scenes and below each the field of its middle in stage 4 of the trained "
+    "SegFormer and of the trained DeepLabV3+. SegFormer's fields are a patch around the middle "
+    "that fades in other ways in each scene, in some of them with a brighter block far from it; "
+    "DeepLabV3+'s are a wide patch around the middle that differs little from scene to scene."))
 
 # %% [markdown]
 # Untrained, all three share most of their fields from scene to scene. Training takes SegFormer's
@@ -631,9 +656,9 @@ show.figure(fig, colours=96, alt=(
 # %% [markdown]
 # ## The streak of the strips
 #
-# Chapter 04 took equation 2 at its word: reshaped, 64 consecutive tokens merge into one key, a strip
-# and not a square. Nothing in shapes or counts tells them apart. A field does. Ask *one key* of stage
-# 1, at 256 px, which pixels it was made from:
+# [Chapter 04](04_efficient_attention.ipynb) took equation 2 at its word: reshaped, 64 consecutive
+# tokens merge into one key, a strip and not a square. Nothing in shapes or counts tells them apart.
+# A field does. Ask *one key* of stage 1, at 256 px, which pixels it was made from:
 
 # %%
 torch.manual_seed(0)
@@ -658,15 +683,17 @@ keys = {"squares": receptive_field(fresh, noise[:1], path, pixel=(144, 144)),
         "strips": strip_key_field(strips, (144, 144))}
 for name, field in keys.items():
     rows, columns = field.extent(0.5)
-    print(f"{name}: half of the mass in {rows} rows, {columns} columns; anisotropy {field.anisotropy(0.5):.1f}")
+    print(f"{name}: half of the mass in {rows} rows, {columns} columns; "
+          f"anisotropy {field.anisotropy(0.5):.1f}")
 assert keys["squares"].anisotropy() < 1.5 and keys["strips"].anisotropy() > 10
 
 # %%
 fig = show.grid([masks.heat(masks.decades_below(f), -3, 0) for f in keys.values()],
                 ["a key of stage 1: squares", "a key of stage 1: strips"], columns=2, cell=2.4)
 show.figure(fig, colours=64, alt=(
-    "The fields of one key of stage 1, by squares and by strips. By squares a bright block of about 35 by "
-    "35 pixels; by strips a bright line, seven pixels high, across the whole width of the picture."))
+    "The fields of one key of stage 1, by squares and by strips. By squares a bright block of "
+    "about 35 by 35 pixels; by strips a bright line, seven pixels high, across the whole width "
+    "of the picture."))
 
 # %% [markdown]
 # A key is made of about 35 × 35 pixels (8 × 8 tokens of stride 4, with overlapping windows), or of a
@@ -675,7 +702,8 @@ show.figure(fig, colours=64, alt=(
 
 # %%
 for layer in ("stage1", "stage2", "stage3", "stage4"):
-    pair = [receptive_field(net, noise[:2], layer, pixel=(128, 128)).anisotropy(0.5) for net in (fresh, strips)]
+    pair = [receptive_field(net, noise[:2], layer, pixel=(128, 128)).anisotropy(0.5)
+            for net in (fresh, strips)]
     print(f"{layer}: anisotropy {pair[0]:.1f} with squares, {pair[1]:.1f} with strips")
 
 # %% [markdown]
@@ -688,8 +716,9 @@ for layer in ("stage1", "stage2", "stage3", "stage4"):
 # %% [markdown]
 # ## What attention maps don't show
 #
-# Chapter 04 laid attention weights over pixels: every key's weight on the 32 × 32 pixels that it was
-# merged from. It ended with a warning. Here are three numbers for it.
+# [Chapter 04](04_efficient_attention.ipynb) laid attention weights over pixels: every key's weight
+# on the 32 × 32 pixels that it was merged from. It ended with a warning. Here are three numbers for
+# it.
 #
 # ### A key is not its square
 #
@@ -701,7 +730,8 @@ square = slice(128, 160)
 for stage in (1, 2, 3):
     path = f"encoder.stages.{stage - 1}.blocks.0.attention.reduce"
     field = receptive_field(fresh, noise, path, pixel=(144, 144))
-    print(f"stage {stage}: {field.map[square, square].sum():.0%} of a key's mass lies in its square")
+    share = field.map[square, square].sum()
+    print(f"stage {stage}: {share:.0%} of a key's mass lies in its square")
 
 # %% [markdown]
 # In stage 1 seven eighths: lifting the weight back to the square is fair. In stage 3 about half. By
@@ -717,7 +747,7 @@ for stage in (1, 2, 3):
 
 # %%
 def token_weights(attention, tokens):
-    """Weight of every token for every token, mean of the heads: (N, N), rows sum to 1. tokens: (1, h, w, C)."""
+    """tokens (1, h, w, C) -> (N, N): weight of every token for every token, mean of the heads."""
     (h, w), s = tokens.shape[1:3], attention.stride
     q, k, _ = attention.queries_keys_values(tokens)
     weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1).mean(1)[0]   # (N, N / R)
@@ -727,11 +757,14 @@ def token_weights(attention, tokens):
 
 @torch.no_grad()
 def rollout(model, image, stage):
-    """(N, N): the attention of all blocks of a stage, multiplied, with the residual path as half of each."""
+    """(N, N): the attention of a stage's blocks, multiplied; the residual path is half of each."""
     kept = []
     blocks = model.eval().encoder.stages[stage - 1].blocks
-    hooks = [b.attention.register_forward_pre_hook(lambda m, args: kept.append(token_weights(m, args[0])))
-             for b in blocks]
+
+    def keep(attention, args):
+        kept.append(token_weights(attention, args[0]))
+
+    hooks = [block.attention.register_forward_pre_hook(keep) for block in blocks]
     model.encoder(sl.preprocess(image[None]))
     for hook in hooks:
         hook.remove()
@@ -766,7 +799,8 @@ with torch.no_grad():
     for weight in cut.encoder.stages[2].blocks[-1].attention.proj.parameters():
         weight.zero_()
 torch.testing.assert_close(rollout(cut, scene, stage=3), rolled, rtol=0, atol=0)
-before, after = (receptive_field(net, scene[None], "stage3", MIDDLE).map for net in (segformer, cut))
+before, after = (receptive_field(net, scene[None], "stage3", MIDDLE).map
+                 for net in (segformer, cut))
 assert abs(before - after).sum() > 0.01
 print("rollout: not one number has changed; the field: changed")
 
@@ -784,8 +818,9 @@ classes = [probe("decoder", MIDDLE, f"logit {k}").map for k in (0, 1, 5)]
 print(f"fields of three classes share {overlap(classes):.2f} (1: all the same)")
 place = MIDDLE[0] // 16 * 12 + MIDDLE[1] // 16
 asked = sl.analysis.attention_map(segformer, scene, "stage3.block2", MIDDLE).mean(0)
-panels = {"attention, last block": asked, "rollout, stage 3": rolled[place].view(12, 12).repeat_interleave(16, 0)
-          .repeat_interleave(16, 1).numpy(), "field, stage 3": probe("stage3", MIDDLE).map}
+rollout_map = rolled[place].view(12, 12).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
+panels = {"attention, last block": asked, "rollout, stage 3": rollout_map,
+          "field, stage 3": probe("stage3", MIDDLE).map}
 
 # %% tags=["nbval-ignore-output"]
 fig = show.grid([scene, *(masks.heat(masks.decades_below(p, 2), -2, 0) for p in panels.values())],
@@ -793,10 +828,10 @@ fig = show.grid([scene, *(masks.heat(masks.decades_below(p, 2), -2, 0) for p in 
 for ax in fig.axes:
     ax.plot(*MIDDLE, "+", color="white", markersize=7)
 show.figure(fig, colours=160, alt=(
-    "A drawn scene and three maps of its middle in stage 3, each over two powers of ten: the attention of the "
-    "last block, a mosaic of squares of 32 pixels with no special place for the middle; rollout, a dimmer "
-    "mosaic with one bright token next to the middle; the receptive field, a bright fine-grained patch around "
-    "the middle."))
+    "A drawn scene and three maps of its middle in stage 3, each over two powers of ten: the "
+    "attention of the last block, a mosaic of squares of 32 pixels with no special place for the "
+    "middle; rollout, a dimmer mosaic with one bright token next to the middle; the receptive "
+    "field, a bright fine-grained patch around the middle."))
 
 # %% [markdown]
 # Three answers to three questions. Attention: which keys did this token take from, in this block?
@@ -814,10 +849,12 @@ show.figure(fig, colours=160, alt=(
 # a button, the arrow keys move a slider.
 
 # %% tags=["nbval-ignore-output"]
-shown = {f"{name}, trained": trained[name] for name in NAMES} | {"SegFormer, untrained": untrained["SegFormer"]}
-probes = {name: Probe(model, scene[None], LAYERS_OF[name.split(",")[0]]) for name, model in shown.items()}
+shown = {f"{name}, trained": trained[name] for name in NAMES}
+shown["SegFormer, untrained"] = untrained["SegFormer"]
+probes = {name: Probe(model, scene[None], LAYERS_OF[name.split(",")[0]])
+          for name, model in shown.items()}
 labels = {name: model.predict(scene[None])[0] for name, model in shown.items()}
-widgets.erf_explorer(probes, scene, labels, val_set.palette)
+widgets.erf_explorer(probes, scene, labels, val_set.palette, val_set.classes)
 
 # %% [markdown]
 # Try a place near the rim of a thing, then one in the sky. Then go through the layers of one network,
@@ -832,7 +869,7 @@ widgets.mask_slider(*(masks.overlay(scene, labels[name], val_set.palette) for na
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. The field of any network (15 minutes)
 #
@@ -1002,15 +1039,20 @@ for stage in (1, 2, 3, 4):
 # - **Figure 3** is a mean over 100 Cityscapes pictures, of four stages and head; the zoom boxes are
 #   those of stage 4 and head. Not stated: which number is differentiated, whether its absolute
 #   value is taken, which class, the size of the pictures, the scale of colours. The authors
-#   published no code for it.
+#   published no code for it ([issue 5 of the released code](https://github.com/NVlabs/SegFormer/issues/5)).
 # - **Local first, non-local in stage 4, both in the head.** So section 3.2 reads the figure: lower
 #   stages act like convolutions, stage 4 sees far (DeepLabV3+'s doesn't), and the head adds a
 #   strong local part. The order from stage to stage and the two parts of the head are in our maps
 #   too. That DeepLabV3+ sees less in stage 4 is not: it depends on the size of the picture.
 # - **Figure 6**: fields of single pictures follow the content. A number for it is above.
 # - **Luo and others** show the bell and the root on networks with random weights, and that training
-#   makes the field larger. Ours did so in most coarse stages and in U-Net's head, and the opposite
-#   in the two other heads.
+#   makes the field larger. Ours did so a little in the last stages of SegFormer and DeepLabV3+ and
+#   much in U-Net's head, and the opposite in U-Net's last stage and in the two other heads.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); Luo and others 2016,
+# [arXiv:1701.04128](https://arxiv.org/abs/1701.04128); RepLKNet,
+# [arXiv:2203.06717](https://arxiv.org/abs/2203.06717); attention rollout,
+# [arXiv:2005.00928](https://arxiv.org/abs/2005.00928).
 
 # %% [markdown]
 # ## Pitfalls
@@ -1051,8 +1093,8 @@ for stage in (1, 2, 3, 4):
 # over more keys, and zero padding is further away. Areas are shares of the picture on top of that.
 #
 # **Why can an untrained network look larger than a trained one?** Nothing has taught it yet which
-# paths to leave out. Here it was so for two heads of three, and the other way for most coarse
-# stages. A large field is not a good in itself.
+# paths to leave out. Here it was so for two heads of three; the last stages changed little. A
+# large field is not a good in itself.
 #
 # **Can the weights of somebody's SegFormer be looked at like this?** Yes:
 # `sl.SegFormer.from_pretrained(...)`, then the same calls; or `segformer-lite erf` on files.
@@ -1060,6 +1102,6 @@ for stage in (1, 2, 3, 4):
 # %% [markdown]
 # ## Next
 #
-# You can see now what a network looks at. Take the runs that you train in other chapters, and your own
-# pictures, and look: `segformer-lite erf runs/<date>-... photo.jpg --layer stage4`. Chapter 12 makes the
-# pictures worse, and asks what is left of the masks.
+# You can see now what a network looks at. Take the runs that you train in other chapters, and your
+# own pictures, and look: `segformer-lite erf runs/<date>-... photo.jpg --layer stage4`. [Chapter
+# 12](12_robustness.ipynb) makes the pictures worse, and asks what is left of the masks.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12 · Measure what a network keeps when the picture gets worse
 #
-# About 45 minutes to read and run, 25 more for the exercises. The code trains one small SegFormer
+# About 35 minutes to read and run, 25 more for the exercises. The code trains one small SegFormer
 # on drawn CT slices: about a minute on two CPU cores and 1.5 GB of memory. No GPU is needed, and
 # the modes fast and full are the same here.
 
@@ -19,7 +19,9 @@
 # - how SegFormer, DeepLabV3+ and U-Net do when they are trained alike, and what flatters a weak network;
 # - what another input size does, and what the structure of an artefact does.
 #
-# **What you need.** Chapter 01 for mIoU. Chapter 02 for the neighbours helps.
+# **What you need.** [Chapter 01](01_what_is_segmentation.ipynb) for mIoU. U-Net and
+# DeepLabV3+ are taken as they come; chapters [02](02_cnn_baselines.ipynb) and
+# [15](15_family_tree.ipynb) open them.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -84,13 +86,14 @@ show.network(lit=("image", "mask"))
 # distance of a pixel's channels from its largest one:
 
 # %%
-x = torch.tensor([[0.8, 0.4, 0.6], [0.2, 0.2, 0.2], [0.5, 0.3, 0.1]])  # three pixels: red, green, blue
+x = torch.tensor([[0.8, 0.4, 0.6], [0.2, 0.2, 0.2], [0.5, 0.3, 0.1]])  # each pixel R, G, B
 mean, value = x.mean(0, keepdim=True), x.amax(1, keepdim=True)
 less_contrast = mean + 0.2 * (x - mean)
 brighter = x / value * (value + 0.3).clamp(max=1)
 paler = value - (value - x) * 0.3
 for name, result in {"contrast": less_contrast, "brightness": brighter, "saturate": paler}.items():
-    print(f"{name:11s}", " | ".join(" ".join(f"{v:.2f}" for v in pixel) for pixel in result.tolist()))
+    pixels = [" ".join(f"{v:.2f}" for v in pixel) for pixel in result.tolist()]
+    print(f"{name:11s}", " | ".join(pixels))
 
 # %% [markdown]
 # Look at the second pixel, a grey one: contrast lifts it towards the mean, brightness keeps it grey,
@@ -137,14 +140,16 @@ print("moved:", f"{(moved[0] != dots[0]).float().mean():.0%}")
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: exchange two pixels (6 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `image[:, 2, 3]` is no copy, it is a window onto the image (a *view*). When the image changes, so does
 # what you see through it.
+#
 # </details>
-# <details>
-# <summary>Help: it says that a pixel was lost</summary>
+# <details><summary>Help: it says that a pixel was lost</summary>
+#
 # Write first what is kept: `kept = image[:, y, x].clone()`. Then overwrite, then put back.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -174,16 +179,18 @@ spoiled = {name: corrupt(scene, name, 3) for names in FAMILIES.values() for name
 def name_rows(fig, names, columns):
     """Write a name at the left of every row of a grid."""
     for ax, name in zip(fig.axes[::columns], names):
-        ax.text(-0.05, 0.5, name, transform=ax.transAxes, rotation=90, ha="right", va="center", weight="bold")
+        ax.text(-0.05, 0.5, name, transform=ax.transAxes, rotation=90, ha="right", va="center",
+                weight="bold")
     return fig
 
 
-fig = show.grid(spoiled.values(), [name.replace("_", " ") for name in spoiled], cell=1.25, interpolation="auto")
+titles = [name.replace("_", " ") for name in spoiled]
+fig = show.grid(spoiled.values(), titles, cell=1.25, interpolation="auto")
 show.figure(name_rows(fig, FAMILIES, 4), colours=64, alt=(
-    "A street with a stop sign, a person and an umbrella under 16 corruptions, a family in each row. Blur: "
-    "smeared sideways, out of focus, shuffled as by frosted glass, softly blurred. Noise: four kinds of "
-    "coloured grain. Digital: pale and bright, almost plain grey, strong colours, JPEG blocks. Weather: "
-    "slanting snow, water drops, grey fog, white frost needles."))
+    "A street with a stop sign, a person and an umbrella under 16 corruptions, a family in each "
+    "row. Blur: smeared sideways, out of focus, shuffled as by frosted glass, softly blurred. "
+    "Noise: four kinds of coloured grain. Digital: pale and bright, almost plain grey, strong "
+    "colours, JPEG blocks. Weather: slanting snow, water drops, grey fog, white frost needles."))
 
 # %% [markdown]
 # Read it by rows. The first takes away detail and leaves colour. The second adds detail that isn't
@@ -201,16 +208,18 @@ show.figure(name_rows(fig, FAMILIES, 4), colours=64, alt=(
 # %%
 ROWS = ("gaussian_blur", "shot_noise", "saturate", "snow")
 grown = [corrupt(scene, name, severity) for name in ROWS for severity in range(6)]
-fig = show.grid(grown, ["as it is", *map(str, range(1, 6))], columns=6, cell=1.0, interpolation="auto")
+titles = ["as it is", *map(str, range(1, 6))]
+fig = show.grid(grown, titles, columns=6, cell=1.0, interpolation="auto")
 show.figure(name_rows(fig, ["blur", "shot noise", "saturate", "snow"], 6), colours=64, alt=(
-    "Four corruptions, a row each, from the picture as it is to severity 5. Blur, noise and snow grow "
-    "steadily from left to right. Saturate is first nearly grey at severities 1 and 2, then stronger in "
-    "colour than the original at 3 and glaring at 4 and 5."))
+    "Four corruptions, a row each, from the picture as it is to severity 5. Blur and noise grow "
+    "steadily from left to right; snow hides more and more, with little between 2 and 3. "
+    "Saturate is first nearly grey at severities 1 and 2, then stronger in colour than the "
+    "original at 3 and glaring at 4 and 5."))
 
 # %% [markdown]
-# Blur, noise and snow look stronger from left to right. The third row, *saturate*, does something
-# else: severities 1 and 2 take colour away, 3 to 5 add too much. Measured as the distance to the
-# clean picture:
+# Blur and noise grow from left to right, and snow does on the whole. The third row, *saturate*,
+# does something else: severities 1 and 2 take colour away, 3 to 5 add too much. Measured as the
+# distance to the clean picture:
 
 # %%
 def distance(name, severity):
@@ -233,8 +242,9 @@ from ipywidgets import Dropdown, IntSlider, interact
 
 
 def try_corruption(name, severity, seed):
-    show.figure(show.grid([scene, corrupt(scene, name, severity, seed)], ["as it is", f"{name}, {severity}"],
-                          columns=2, cell=3.2, interpolation="auto"),
+    pair = [scene, corrupt(scene, name, severity, seed)]
+    titles = ["as it is", f"{name}, {severity}"]
+    show.figure(show.grid(pair, titles, columns=2, cell=3.2, interpolation="auto"),
                 alt=f"The drawn street as it is and under {name} at severity {severity}.")
 
 
@@ -266,8 +276,9 @@ scaled_5 = corrupt(scene, "gaussian_blur", 5, made_for=1024)
 shown = [scene, small_5, large_5[:, ::4, ::4], scaled_5]
 show.figure(show.grid(shown, ["as it is", "144 rows", "1024 rows", "144 rows, scaled"], cell=1.7,
                       interpolation="auto"), alt=(
-    "The street four times: as it is; blurred beyond recognition at 144 rows; nearly sharp when blurred at "
-    "1024 rows by the same number of pixels; and equally sharp at 144 rows with the radius scaled down."))
+    "The street four times: as it is; blurred beyond recognition at 144 rows; nearly sharp when "
+    "blurred at 1024 rows by the same number of pixels; and equally sharp at 144 rows with the "
+    "radius scaled down."))
 
 # %% [markdown]
 # **B.** The first blurred one is a different problem from the second, under the same name. *Why does it
@@ -280,11 +291,13 @@ show.figure(show.grid(shown, ["as it is", "144 rows", "1024 rows", "144 rows, sc
 
 # %%
 for rows in (96, 144, 256, 512, 1024):
-    print(f"{rows:5d} rows: 6 px are {6 / rows:5.1%} of the height; scaled {6 * rows / 1024:.2f} px")
+    print(f"{rows:5d} rows: 6 px are {6 / rows:5.1%} of the height; "
+          f"scaled {6 * rows / 1024:.2f} px")
 half = F.avg_pool2d(large[:, :1024, :1364].float(), 2).round().to(torch.uint8)
 a = corrupt(half, "gaussian_blur", 5, made_for=1024)
 b = F.avg_pool2d(corrupt(large[:, :1024, :1364], "gaussian_blur", 5).float(), 2)
-print("scaled at 512 rows and in pixels at 1024 rows differ by", f"{(a.float() - b).abs().mean():.1f} of 255")
+print("scaled at 512 rows and in pixels at 1024 rows differ by",
+      f"{(a.float() - b).abs().mean():.1f} of 255")
 
 # %% [markdown]
 # Motion, defocus and glass blur have radii too, and so have the flakes of snow and the drops of spatter.
@@ -303,9 +316,11 @@ print("scaled at 512 rows and in pixels at 1024 rows differ by", f"{(a.float() -
 
 # %%
 toy = {"shot_noise": [0.6, 0.4, 0.2, 0.05, 0.0], "snow": [0.5, 0.4, 0.3, 0.2, 0.1]}
-by_corruption = {name: np.mean([values[s - 1] for s in counted(name)]) for name, values in toy.items()}
+by_corruption = {name: np.mean([values[s - 1] for s in counted(name)])
+                 for name, values in toy.items()}
 print({name: round(float(value), 3) for name, value in by_corruption.items()})
-print("retention of a clean mIoU of 0.8:", round(float(np.mean(list(by_corruption.values()))) / 0.8, 3))
+mean = float(np.mean(list(by_corruption.values())))
+print("retention of a clean mIoU of 0.8:", round(mean / 0.8, 3))
 print({family: round(value, 3) for family, value in robustness(toy, clean=0.8).items()})
 
 # %% [markdown]
@@ -319,22 +334,25 @@ print(f"with severities 1 to 5 throughout: {every:.3f}")
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2: retention (6 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Two means, one inside the other: first over the severities of one corruption, then over corruptions.
 # `FAMILIES["noise"]` says who is a noise.
+#
 # </details>
-# <details>
-# <summary>Help: it says that all conditions were thrown into one mean</summary>
+# <details><summary>Help: it says that all conditions were thrown into one mean</summary>
+#
 # A noise has three conditions and the others have five. In one big mean a noise would weigh less than a
 # blur; each corruption must weigh the same.
+#
 # </details>
 
 # %% tags=["exercise"]
 def my_retention(scores, clean):
-    """Corruption -> its mIoU at severities 1 to 5, and the clean mIoU -> the retention over all of them."""
+    """Corruption -> its mIoU at severities 1 to 5, and the clean mIoU -> the retention over all."""
     # SOLUTION
-    means = [np.mean(values[:3] if name in FAMILIES["noise"] else values) for name, values in scores.items()]
+    means = [np.mean(values[:3] if name in FAMILIES["noise"] else values)
+             for name, values in scores.items()]
     return np.mean(means) / clean
     # END SOLUTION
 
@@ -350,31 +368,46 @@ checks.retention(my_retention)
 # %%
 COLUMNS = ["clean", *(name for names in FAMILIES.values() for name in names)]
 TABLE_5 = {name: dict(zip(COLUMNS, map(float, row.split()))) for name, row in {
-    "DL MobileNetV2": "72.0 53.5 49.0 45.3 49.1  6.4  7.0  6.6 16.6 51.7 46.7 32.4 27.2 13.7 38.9 47.4 17.3",
-    "DL ResNet-50":   "76.6 58.5 56.6 47.2 57.7  6.5  7.2 10.0 31.1 58.2 54.7 41.3 27.4 12.0 42.0 55.9 22.8",
-    "DL ResNet-101":  "77.1 59.1 56.3 47.7 57.3 13.2 13.9 16.3 36.9 59.2 54.5 41.5 37.4 11.9 47.8 55.1 22.7",
-    "DL Xception-41": "77.8 61.6 54.9 51.0 54.7 17.0 17.3 21.6 43.7 63.6 56.9 51.7 38.5 18.2 46.6 57.6 20.6",
-    "DL Xception-65": "78.4 63.9 59.1 52.8 59.2 15.0 10.6 19.8 42.4 65.9 59.1 46.1 31.4 19.3 50.7 63.6 23.8",
-    "DL Xception-71": "78.6 64.1 60.9 52.0 60.4 14.9 10.8 19.4 41.2 68.0 58.7 47.1 40.2 18.8 50.4 64.1 20.2",
-    "ICNet":          "65.9 45.8 44.6 47.4 44.7  8.4  8.4 10.6 27.9 41.0 33.1 27.5 34.0  6.3 30.5 27.3 11.0",
-    "FCN8s":          "66.7 42.7 31.1 37.0 34.1  6.7  5.7  7.8 24.9 53.3 39.0 36.0 21.2 11.3 31.6 37.6 19.7",
-    "DilatedNet":     "68.6 44.4 36.3 32.5 38.4 15.6 14.0 18.4 32.7 52.7 32.6 38.1 29.1 12.5 32.3 34.7 19.2",
-    "ResNet-38":      "77.5 54.6 45.1 43.3 47.2 13.7 16.0 18.2 38.3 60.0 50.6 46.9 14.7 13.5 45.9 52.9 22.2",
-    "PSPNet":         "78.8 59.8 53.2 44.4 53.9 11.0 15.4 15.4 34.2 60.4 51.8 30.6 21.4  8.4 42.7 34.4 16.2",
-    "GSCNN":          "80.9 58.9 58.4 41.9 60.1  5.5  2.6  6.8 24.7 75.9 61.9 70.7 12.0 12.4 47.3 67.9 32.6",
-    "SegFormer-B5":   "82.4 69.1 68.6 64.1 69.8 57.8 63.4 52.3 72.8 81.0 77.7 80.1 58.8 40.7 68.4 78.5 49.9",
+    "DL MobileNetV2":
+        "72.0 53.5 49.0 45.3 49.1  6.4  7.0  6.6 16.6 51.7 46.7 32.4 27.2 13.7 38.9 47.4 17.3",
+    "DL ResNet-50":
+        "76.6 58.5 56.6 47.2 57.7  6.5  7.2 10.0 31.1 58.2 54.7 41.3 27.4 12.0 42.0 55.9 22.8",
+    "DL ResNet-101":
+        "77.1 59.1 56.3 47.7 57.3 13.2 13.9 16.3 36.9 59.2 54.5 41.5 37.4 11.9 47.8 55.1 22.7",
+    "DL Xception-41":
+        "77.8 61.6 54.9 51.0 54.7 17.0 17.3 21.6 43.7 63.6 56.9 51.7 38.5 18.2 46.6 57.6 20.6",
+    "DL Xception-65":
+        "78.4 63.9 59.1 52.8 59.2 15.0 10.6 19.8 42.4 65.9 59.1 46.1 31.4 19.3 50.7 63.6 23.8",
+    "DL Xception-71":
+        "78.6 64.1 60.9 52.0 60.4 14.9 10.8 19.4 41.2 68.0 58.7 47.1 40.2 18.8 50.4 64.1 20.2",
+    "ICNet":
+        "65.9 45.8 44.6 47.4 44.7  8.4  8.4 10.6 27.9 41.0 33.1 27.5 34.0  6.3 30.5 27.3 11.0",
+    "FCN8s":
+        "66.7 42.7 31.1 37.0 34.1  6.7  5.7  7.8 24.9 53.3 39.0 36.0 21.2 11.3 31.6 37.6 19.7",
+    "DilatedNet":
+        "68.6 44.4 36.3 32.5 38.4 15.6 14.0 18.4 32.7 52.7 32.6 38.1 29.1 12.5 32.3 34.7 19.2",
+    "ResNet-38":
+        "77.5 54.6 45.1 43.3 47.2 13.7 16.0 18.2 38.3 60.0 50.6 46.9 14.7 13.5 45.9 52.9 22.2",
+    "PSPNet":
+        "78.8 59.8 53.2 44.4 53.9 11.0 15.4 15.4 34.2 60.4 51.8 30.6 21.4  8.4 42.7 34.4 16.2",
+    "GSCNN":
+        "80.9 58.9 58.4 41.9 60.1  5.5  2.6  6.8 24.7 75.9 61.9 70.7 12.0 12.4 47.3 67.9 32.6",
+    "SegFormer-B5":
+        "82.4 69.1 68.6 64.1 69.8 57.8 63.4 52.3 72.8 81.0 77.7 80.1 58.8 40.7 68.4 78.5 49.9",
 }.items()}
 
 # %%
 def kept(row):
-    """Retention of each family and of all: a printed column is already the mean over its severities."""
+    """Retention of each family and of all; a printed column is the mean over its severities."""
     groups = {**FAMILIES, "all": COLUMNS[1:]}
-    return {group: np.mean([row[name] for name in names]) / row["clean"] for group, names in groups.items()}
+    return {group: np.mean([row[name] for name in names]) / row["clean"]
+            for group, names in groups.items()}
 
 
 print(" " * 16 + "clean" + "".join(f"{group:>9s}" for group in [*FAMILIES, "all"]))
 for name, row in TABLE_5.items():
-    print(f"{name:16s}{row['clean']:5.1f}" + "".join(f"{share:9.1%}" for share in kept(row).values()))
+    shares = "".join(f"{share:9.1%}" for share in kept(row).values())
+    print(f"{name:16s}{row['clean']:5.1f}{shares}")
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 2.6))
@@ -386,9 +419,9 @@ ax.plot([], [], "_", color=show.COLOURS["grey"], label="the twelve others")
 ax.set(ylabel="retention", ylim=(0, 1), xlim=(-0.5, 4.5))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
-    "Retention in five columns, blur, noise, digital, weather and all. SegFormer-B5, an orange dot, lies above "
-    "all twelve other networks, grey dashes, in every column: a little in blur, far in noise, where the "
-    "others keep between about an eighth and a third."))
+    "Retention in five columns, blur, noise, digital, weather and all. SegFormer-B5, an orange "
+    "dot, lies above all twelve other networks, grey dashes, in every column: a little in blur, "
+    "far in noise, where the others keep between about an eighth and a third."))
 
 # %% [markdown]
 # SegFormer-B5 keeps 79.9 % of its clean mIoU, the next 55 %. Look where the distance comes from: in blur
@@ -416,7 +449,8 @@ show.figure(fig, alt=(
 def gains(column):
     """How many per cent SegFormer-B5's mIoU lies above each other network's."""
     ours = TABLE_5["SegFormer-B5"][column]
-    return {name: 100 * (ours / row[column] - 1) for name, row in TABLE_5.items() if name != "SegFormer-B5"}
+    return {name: 100 * (ours / row[column] - 1)
+            for name, row in TABLE_5.items() if name != "SegFormer-B5"}
 
 
 for column in ("gaussian_noise", "snow"):
@@ -479,17 +513,20 @@ groups = [*FAMILIES, "all"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.7), sharey=True)
 for ax, radii in zip(axes, ("pixels", "scaled")):
     for shift, (network, (mark, colour)) in zip((-0.2, 0, 0.2), LOOK.items()):
-        values = np.array([[run["retention"][radii][group] for group in groups] for run in stored["runs"][network]])
+        values = np.array([[run["retention"][radii][group] for group in groups]
+                           for run in stored["runs"][network]])
         ax.plot(np.arange(5) + shift, values.T, mark, color=colour, ms=4)
         ax.plot(np.arange(5) + shift, values.mean(0), "_", color="black", ms=12)
     ax.set(title=f"radii {radii}", xticks=range(5), xticklabels=groups, ylim=(0, None))
 axes[0].set_ylabel("retention")
 fig.legend([plt.Line2D([], [], color=c, marker=m, ls="") for m, c in LOOK.values()], LOOK,
            loc="outside lower center", ncols=3)
-means = {n: np.mean([run["retention"]["pixels"]["all"] for run in runs]) for n, runs in stored["runs"].items()}
+means = {network: np.mean([run["retention"]["pixels"]["all"] for run in runs])
+         for network, runs in stored["runs"].items()}
 show.figure(fig, alt=(
-    "Retention by family for three networks, three seeds each, left with radii in pixels, right scaled. Over "
-    "all corruptions, in pixels: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items()) + "."))
+    "Retention by family for three networks, three seeds each, left with radii in pixels, right "
+    "scaled. Over all corruptions, in pixels: "
+    + ", ".join(f"{name} {value:.2f}" for name, value in means.items()) + "."))
 
 # %% [markdown]
 # A mark is a seed, a dash the mean. Read it in this order. *Seeds first*: where the marks of two
@@ -532,9 +569,9 @@ for network, runs in stored["runs"].items():
 # both columns before you believe one.
 #
 # So, in this small setting: with radii in pixels SegFormer keeps a larger share than DeepLabV3+ in
-# every family, above the floor as well; U-Net's lead was the floor's. Noise is *not* the great
-# divide here, it costs all three least. And retention times clean mIoU is about the same for
-# SegFormer and DeepLabV3+, which began higher.
+# every family, and of all together above the floor as well; U-Net's lead was the floor's. Noise is
+# *not* the great divide here, it costs all three least. And retention times clean mIoU is about the
+# same for SegFormer and DeepLabV3+, which began higher.
 
 # %% [markdown]
 # ## Run it yourself
@@ -544,7 +581,8 @@ for network, runs in stored["runs"].items():
 
 # %% tags=["nbval-ignore-output"]
 config = sl.TrainConfig.preset("sample-chest-ct", steps=12 if session.quick else 160, warmup=10,
-                               data_options={"limit": 32} if session.quick else {}, name="12-robustness")
+                               data_options={"limit": 32} if session.quick else {},
+                               name="12-robustness")
 run = sl.train(config, progress=not session.quick)
 SIZE = config.size
 print(f"mIoU on patients never seen: {run.report.miou:.3f}")
@@ -561,7 +599,8 @@ class Few:
     def __init__(self, dataset, step):
         chosen = range(0, len(dataset), step)
         self.items, self.names = [dataset[i] for i in chosen], [dataset.names[i] for i in chosen]
-        self.classes, self.palette, self.ignore_index = dataset.classes, dataset.palette, dataset.ignore_index
+        self.classes, self.palette = dataset.classes, dataset.palette
+        self.ignore_index = dataset.ignore_index
 
     def __len__(self):
         return len(self.items)
@@ -586,7 +625,8 @@ few = {name: [miou(Corrupted(slices, name, s)) for s in ((1,) if session.quick e
        for name in ("defocus_blur", "gaussian_noise", "contrast", "fog")}
 print(f"clean {clean:.2f}")
 for name, values in few.items():
-    print(f"{name:15s}" + " ".join(f"{value:.2f}" for value in values) + f"   keeps {np.mean(values) / clean:.0%}")
+    print(f"{name:15s}" + " ".join(f"{value:.2f}" for value in values)
+          + f"   keeps {np.mean(values) / clean:.0%}")
 
 # %% [markdown]
 # From left to right the severities that count. Compare the rows. In the run stored here blur and
@@ -600,23 +640,25 @@ for name, values in few.items():
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: a score with `sl` (8 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `Corrupted(dataset, name, severity)` is a data set; `sl.evaluate(model, dataset, size, progress=False)`
 # gives a report with `.miou`; `counted(name)` are the severities.
+#
 # </details>
-# <details>
-# <summary>Help: it says that the size is missing</summary>
+# <details><summary>Help: it says that the size is missing</summary>
+#
 # The network was trained on pictures of `size` pixels. Without the third argument `sl.evaluate` shows it
 # the pictures as large as they are.
+#
 # </details>
 
 # %% tags=["exercise"]
 def my_score(model, dataset, name, size):
-    """Mean mIoU of a model under one corruption, over the severities that count; pictures go in at `size` px."""
+    """Mean mIoU of a model under a corruption, over the severities that count, at `size` px."""
     # SOLUTION
-    return np.mean([sl.evaluate(model, Corrupted(dataset, name, severity), size, progress=False).miou
-                    for severity in counted(name)])
+    spoiled = [Corrupted(dataset, name, severity) for severity in counted(name)]
+    return np.mean([sl.evaluate(model, one, size, progress=False).miou for one in spoiled])
     # END SOLUTION
 
 
@@ -646,14 +688,15 @@ axes[0].plot(list(by_side), list(by_side.values()), "o-", color=show.COLOURS["or
 for network, (mark, colour) in LOOK.items():
     runs = [run["sides"] for run in stored["runs"][network]]
     sides = [int(side) for side in runs[0]]
-    axes[1].plot(sides, [np.mean([r[str(side)] for r in runs]) for side in sides], mark + "-", color=colour,
-                 label=network)
+    means = [np.mean([r[str(side)] for r in runs]) for side in sides]
+    axes[1].plot(sides, means, mark + "-", color=colour, label=network)
 for ax, title in zip(axes, ("CT phantom, this chapter's run", "scenes, the stored runs")):
     ax.axvline(96, color="black", ls=":", lw=1)
     ax.set(title=title, xlabel="short side of the input, px", ylabel="mIoU", ylim=(0, None))
 axes[1].legend(fontsize=8)
 show.figure(fig, alt=(
-    "mIoU against the side of the input in pixels, a dotted line at 96, the size of training. Left this "
+    "mIoU against the side of the input in pixels, a dotted line at 96, the size of training. "
+    "Left this "
     "chapter's SegFormer on CT slices: " + ", ".join(f"{s} px {v:.2f}" for s, v in by_side.items())
     + ". Right the three stored networks on scenes, a curve each."))
 
@@ -664,19 +707,20 @@ show.figure(fig, alt=(
 # curve is nearly flat. *Why isn't it C?* Nothing breaks at another size, but every filter has
 # learned how large a thing is *in pixels*. At twice the size a stop sign is a shape that the
 # training showed only at the rim of its scales; at a third it is hardly wider than a few strides.
-# Being able to run at any size, and being trained for it, are two things. (Chapter 05 has the
-# experiment on positions.) The way out: test near the size that was trained, as the paper does, in
-# windows if the picture is larger; or try two or three sizes on *validation* pictures, and say
-# which you took.
+# Being able to run at any size, and being trained for it, are two things. ([Chapter
+# 05](05_mix_ffn.ipynb) has the experiment on positions.) The way out: test near the size that was
+# trained, as the paper does, in windows if the picture is larger; or try two or three sizes on
+# *validation* pictures, and say which you took.
 
 # %% [markdown]
 # ## CT has corruptions of its own
 #
-# Snow does not fall in a scanner. What happens there: another **window** (chapter 10 has the curves), a
-# lower **dose**, and errors of the measurement itself. A scanner measures no picture, it measures *rays*:
-# how much gets through the body, from all angles. The table of these, angles × detector elements, is the
-# **sinogram**; the picture is computed from it by *filtered back-projection*: filter each angle's row,
-# smear it back over the picture, add up.
+# Snow does not fall in a scanner. What happens there: another **window** ([chapter
+# 10](10_train_chest_ct.ipynb) has the curves), a lower **dose**, and errors of the measurement
+# itself. A scanner measures no picture, it measures *rays*: how much gets through the body, from
+# all angles. The table of these, angles × detector elements, is the **sinogram**; the picture is
+# computed from it by *filtered back-projection*: filter each angle's row, smear it back over the
+# picture, add up.
 #
 # That is linear. So an error in the rays becomes an artefact in the picture which can be computed alone
 # and added. Three errors, by hand:
@@ -686,21 +730,23 @@ angles, elements, side = 360, 93, 65
 one_ray, one_element, one_angle = (torch.zeros(angles, elements) for _ in range(3))
 one_ray[40, 60] = 1           # a single reading
 one_element[:, 60] = 1        # an element that reads too much, at every angle
-one_angle[40] = torch.randn(elements, generator=torch.Generator().manual_seed(0))  # a disturbed moment
+one_angle[40] = torch.randn(elements, generator=torch.Generator().manual_seed(0))  # one moment
 errors = {"one ray": one_ray, "one element": one_element, "one angle": one_angle}
 artefacts = [ct_shifts.back_project(error, (side, side)) for error in errors.values()]
 pictures = [error[28:53] for error in errors.values()] + artefacts  # 25 of the 360 angles
 fig, axes = plt.subplots(2, 3, figsize=(5.6, 3.8))
-for ax, picture, title in zip(axes.flat, pictures, [f"error: {name}" for name in errors] + ["artefact"] * 3):
+titles = [f"error: {name}" for name in errors] + ["artefact"] * 3
+for ax, picture, title in zip(axes.flat, pictures, titles):
     most = picture.abs().max() * (0.5 if title == "artefact" else 1)
     ax.imshow(picture, cmap="gray", vmin=-most, vmax=most, aspect="auto")
     ax.set(title=title, xticks=[], yticks=[])
 for ax in axes[1]:
     ax.set_aspect("equal")
 show.figure(fig, colours=64, alt=(
-    "Upper row, three sinograms with angles downwards and detector elements across: a single bright point, a "
-    "bright vertical line, a noisy horizontal line. Lower row, what back-projection makes of them: a straight "
-    "line through the picture, a ring around the centre, and parallel stripes."))
+    "Upper row, three sinograms with angles downwards and detector elements across: a single "
+    "bright point, a bright vertical line, a noisy horizontal line. Lower row, what "
+    "back-projection makes of them: a straight line through the picture, a ring around the "
+    "centre, and parallel stripes."))
 
 # %% [markdown]
 # Above the errors (25 of the 360 angles, downwards, and all elements across), below their pictures. One
@@ -714,18 +760,20 @@ show.figure(fig, colours=64, alt=(
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: wrong elements (5 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Rows are angles, columns are elements. Begin with zeros.
+#
 # </details>
-# <details>
-# <summary>Help: it says that one moment is wrong, not one element</summary>
+# <details><summary>Help: it says that one moment is wrong, not one element</summary>
+#
 # `error[40] = ...` sets a row, one angle. A column is `error[:, 40]`.
+#
 # </details>
 
 # %% tags=["exercise"]
 def my_error(wrong, angles, elements):
-    """The error (angles, elements) of a scanner whose elements in `wrong` (element -> offset) misread, always."""
+    """The error (angles, elements) of elements that always misread; wrong: element -> offset."""
     # SOLUTION
     error = torch.zeros(angles, elements)
     for element, offset in wrong.items():
@@ -752,9 +800,9 @@ views = [image, ct_shifts.window(image, width=2.0), *(make(image, 16) for make i
 crop = [view[:, 50:210, 40:216] for view in views]
 show.figure(show.grid(crop, ["as it is", "window, twice as wide", *SHIFTS], columns=3, cell=1.85,
                       interpolation="auto"), colours=32, alt=(
-    "A drawn chest slice five times: as it is; through a window twice as wide, flat and grey; with the fine "
-    "grain of a low dose; with concentric rings around the middle of the picture; with two white metal rods "
-    "and streaks that radiate from them, and a dark band between."))
+    "A drawn chest slice five times: as it is; through a window twice as wide, flat and grey; "
+    "with the fine grain of a low dose; with concentric rings around the middle of the picture; "
+    "with two white metal rods and streaks that radiate from them, and a dark band between."))
 
 # %% [markdown]
 # The wide window changes all values and no edge. The last three change the values by the same amount on
@@ -791,19 +839,23 @@ print(f"and a window twice as wide: {wide:.2f}")
 def after_resize(make, sd=16):
     """What is left of an artefact's standard deviation when the slice has the network's size."""
     grey = torch.full((3, 256, 256), 128, dtype=torch.uint8)
-    small = F.interpolate(make(grey, sd)[None, :1].float(), size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    spoiled = make(grey, sd)[None, :1].float()
+    small = F.interpolate(spoiled, size=(SIZE, SIZE), mode="bilinear", antialias=True)
     return small[small < 200].std().item()
 
 
 left = {name: after_resize(make) for name, make in SHIFTS.items()}
 fig, ax = plt.subplots(figsize=(4.6, 2.6))
-for (name, values), style, colour in zip(curves.items(), ("o-", "s--", "^:"), ("blue", "orange", "red")):
-    ax.plot(STRENGTHS, values, style, color=show.COLOURS[colour], label=f"{name} ({left[name]:.0f} of 16 left)")
+STYLES = {"dose noise": ("o-", "blue"), "rings": ("s--", "orange"), "metal": ("^:", "red")}
+for name, (style, colour) in STYLES.items():
+    ax.plot(STRENGTHS, curves[name], style, color=show.COLOURS[colour],
+            label=f"{name} ({left[name]:.0f} of 16 left)")
 ax.set(xlabel="standard deviation, grey values", ylabel="mIoU", ylim=(0, 1))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "mIoU against the strength of dose noise, rings and metal streaks. At the largest: "
-    + ", ".join(f"{name} {values[-1]:.2f}" for name, values in curves.items()) + ". The legend says what is "
+    + ", ".join(f"{name} {values[-1]:.2f}" for name, values in curves.items()) + ". The legend "
+    "says what is "
     "left of a standard deviation of 16 after the slice was reduced: "
     + ", ".join(f"{name} {value:.0f}" for name, value in left.items()) + "."))
 
@@ -850,15 +902,20 @@ print(function.__name__, settings)
 # ## What the paper says, what the code does
 #
 # - Table 5 gives SegFormer-B5 in all 16 columns, appendix D the rule for noise. Pictures and code
-#   of this experiment were not released.
+#   of this experiment were not released ([issue 31 of the released code](https://github.com/NVlabs/SegFormer/issues/31)).
 # - The text's 588 % is SegFormer-B5 against ICNet; larger ratios stand in the same column, and the
 #   295 % of snow matches no row of the table.
-# - Retention is not in the paper. Later work quotes it; from Table 5 it is 65.8 / 82.4 = 79.9 % for
-#   B5.
+# - Retention is not in the paper. [Later work](https://arxiv.org/abs/2412.01941) quotes it; from Table 5
+#   it is 65.8 / 82.4 = 79.9 % for B5.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); Kamann and Rother,
+# [arXiv:1908.05005](https://arxiv.org/abs/1908.05005); the package `imagecorruptions`, by Michaelis
+# and others, [arXiv:1907.07484](https://arxiv.org/abs/1907.07484).
 
 # %%
 corrupted = np.mean([TABLE_5["SegFormer-B5"][name] for name in COLUMNS[1:]])
-print(f"{corrupted:.1f} / {TABLE_5['SegFormer-B5']['clean']} = {kept(TABLE_5['SegFormer-B5'])['all']:.1%}")
+b5 = TABLE_5["SegFormer-B5"]
+print(f"{corrupted:.1f} / {b5['clean']} = {kept(b5)['all']:.1%}")
 
 # %% [markdown]
 # ## Pitfalls
@@ -903,6 +960,7 @@ print(f"{corrupted:.1f} / {TABLE_5['SegFormer-B5']['clean']} = {kept(TABLE_5['Se
 # %% [markdown]
 # ## Next
 #
-# Take a network that you trained, and `Corrupted(dataset, name, severity)`. For CT, go back to chapter 10:
-# its last curves show which training helps against which shift. Chapter 13 takes published weights and
-# your own pictures. Those will be worse than the pictures in papers, and now you can say by how much.
+# Take a network that you trained, and `Corrupted(dataset, name, severity)`. For CT, go back to
+# [chapter 10](10_train_chest_ct.ipynb): its last curves show which training helps against which
+# shift. [Chapter 13](13_pretrained_and_own_data.ipynb) takes published weights and your own
+# pictures. Those will be worse than the pictures in papers, and now you can say by how much.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 13 · Start from other people's weights, finish on your own pictures
 #
-# About 45 minutes to read and run, 55 more for the exercises. In fast mode the code trains for
+# About 40 minutes to read and run, 55 more for the exercises. In fast mode the code trains for
 # about a minute and a half on two CPU cores and takes 1.5 GB of memory; nothing is downloaded. Full
 # mode fetches released weights from the Hugging Face hub and needs `huggingface_hub`.
 
@@ -19,8 +19,9 @@
 # - how LabelMe, COCO and mask pictures become one and the same data set;
 # - how much two people disagree, and why that is the end of the scale.
 #
-# **What you need.** Chapter 00 for training and the report, chapter 08 for masks and label 255, chapter
-# 01 for IoU. Dice is explained again here.
+# **What you need.** [Chapter 00](00_start_here.ipynb) for training and the report, [chapter
+# 08](08_data.ipynb) for masks and label 255, [chapter 01](01_what_is_segmentation.ipynb) for IoU.
+# Dice is explained again here.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -260,7 +261,7 @@ masks.legend(fig, found, names, palette)
 show.figure(fig, colours=128, alt=(
     "Upper row: the photograph of an officer and two drawn scenes. Lower row: the same with the stand-in's "
     "masks laid over. On the drawn scenes some large objects are partly covered and most are missed; on the "
-    "photograph a part of the face is labelled as pizza."))
+    "photograph most of the face is labelled as pizza."))
 
 # %% [markdown]
 # On the drawn scenes the masks have something to do with the objects. On the photograph they have
@@ -303,9 +304,10 @@ assert session.quick or max(at_size, key=at_size.get) in (64, 96), "best near th
 # %% [markdown]
 # **B.** *Why not A?* A wheel that was 12 pixels wide in training is now 30: nothing in the network
 # has seen such a wheel. *Why not C?* That there is no positional embedding means that other sizes
-# *run* (chapter 05). It does not mean that other scales are *known*. (These are few scenes and a
-# weak network: 64 and 96 can't be told apart, 32 is clearly worse.) So: use the size of training,
-# and if your objects come in all scales, train with them (`augment="pspnet"`).
+# *run* ([chapter 05](05_mix_ffn.ipynb)). It does not mean that other scales are *known*. (These are
+# few scenes and a weak network: 64 and 96 can't be told apart, 32 is clearly worse; [chapter
+# 12](12_robustness.ipynb#another-size-at-test-time) has the curves of three networks.) So: use the
+# size of training, and if your objects come in all scales, train with them (`augment="pspnet"`).
 
 # %% tags=["nbval-ignore-output"]
 def draw_seen_at(side):
@@ -530,8 +532,8 @@ print(f"pixels that differ from the label made without LabelMe: {apart:.2%}")
 #
 # ### Mask pictures: `FolderSegmentation`
 #
-# Two folders and a list of names (chapter 08). Divide by *scan*, never by slice: neighbours are nearly
-# the same picture.
+# Two folders and a list of names ([chapter 08](08_data.ipynb)). Divide by *scan*, never by slice:
+# neighbours are nearly the same picture.
 
 # %%
 ROOT = WORK / "castings"
@@ -716,9 +718,10 @@ show.figure(fig, alt=(
 # starts from released weights: run it, and see the order change or not.
 #
 # One seed and a minute of training: read differences of a few hundredths as chance, and repeat with
-# `sl.compare(..., seeds=3)` before you believe them. How much pretraining matters depends on how much data
-# there is. Users of the released code report that ADE20K from scratch ends far below the published numbers.
-# With 50,000 pictures and 100 epochs the report did without.
+# `sl.compare(..., seeds=3)` before you believe them. How much pretraining matters depends on how
+# much data there is. Users of the released code report that ADE20K from scratch ends far below the
+# published numbers ([chapter 09](09_train_coco.ipynb)). With 50,000 pictures and 100 epochs the
+# report did without.
 
 # %% [markdown]
 # ## How good can it get?
@@ -758,7 +761,8 @@ for c, name in enumerate(CLASSES):
     print(f"{name:10s}{dice(raters['first'], raters['second'], c):.2f}")
 
 # %% [markdown]
-# <details> <summary><b>Predict, then run.</b> For pores the two people reach the value above
+# <details>
+# <summary><b>Predict, then run.</b> For pores the two people reach the value above
 # against each other. What would a network with 0.95 against the first person mean?</summary>
 #
 # - A. It is better than the people.
@@ -834,7 +838,7 @@ print(len(areas), "pictures in areas.json, each with", ", ".join(list(areas[0])[
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Windows that end where the picture ends (10 minutes)
 #
@@ -1000,6 +1004,10 @@ print("four feature maps after zero steps, the same as in the file:",
 #   1024 with stride 768, averaging logits. Multi-scale numbers are another test again.
 # - **Weights.** The code and weights of the authors are for research and evaluation only. This course has
 #   its own code and ships no weights; check the licence of those you load.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); [the released
+# code](https://github.com/NVlabs/SegFormer); [the converted
+# weights](https://huggingface.co/nvidia/mit-b0).
 
 # %% [markdown]
 # ## Pitfalls
@@ -1026,21 +1034,22 @@ print("four feature maps after zero steps, the same as in the file:",
 # %% [markdown]
 # ## What people ask
 #
-# **How was MiT pre-trained, and where are the weights?** The paper gives no recipe. Converted weights are
-# on the Hugging Face hub, `nvidia/mit-b0` to `b5` for encoders; `from_pretrained` takes these names.
+# **How was MiT pre-trained, and where are the weights?** The paper gives no recipe; what is known
+# of it stands in [chapter 09](09_train_coco.ipynb). Converted weights are on the Hugging Face hub,
+# `nvidia/mit-b0` to `b5` for encoders; `from_pretrained` takes these names.
 #
-# **From scratch on ADE20K gives very low results. Normal?** Yes, others report the same: 150 classes, most
+# **From scratch on ADE20K gives very low results. Normal?** Yes (chapter 09 says why): 150 classes, most
 # of them rare. Start from a pretrained encoder.
 #
 # **Two classes: one output or two?** Two, background and object, with softmax as everywhere in this
-# course. With one output, softmax is 1 whatever the network says, and there is nothing to learn.
+# course. One output goes with a sigmoid ([chapter 08](08_data.ipynb)): with a softmax it is 1
+# whatever the network says, and there is nothing to learn.
 #
 # **Which label is background, and what about `reduce_zero_label`?** Here 0 is background and a class like
-# any other. That switch of other programs turns 0 into 255 and shifts the rest by one: apply it once, or
-# never.
+# any other. What that switch of other programs does, and when, says chapter 08.
 #
-# **My GPU is small.** Freeze the encoder (no gradients are kept for it), a smaller `batch_size`, a smaller
-# `size`.
+# **My GPU is small.** Freeze the encoder (no gradients are kept for it), a smaller `batch_size`, a
+# smaller `size`. [Chapter 14](14_speed.ipynb) counts what fits.
 
 # %% [markdown]
 # ## Next
@@ -1048,4 +1057,5 @@ print("four feature maps after zero steps, the same as in the file:",
 # Put your own pictures into `images/` and `masks/`, write `classes.txt`, and list in `val.txt` the
 # pictures of whole scans (or patients, or days) that are never trained on; without a list the
 # pictures are divided by chance. Run `segformer-lite data verify`, then `segformer-lite train
-# --data FOLDER --weights RUN`. When something looks wrong, chapter 16, the bug clinic, has met it.
+# --data FOLDER --weights RUN`. [Chapter 14](14_speed.ipynb) makes it fast, and when something looks
+# wrong, [chapter 16](16_bug_clinic.ipynb), the bug clinic, has met it.

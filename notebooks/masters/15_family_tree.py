@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 15 · Draw the family tree: who took what from whom
 #
-# About 40 minutes to read and run, 60 more for the exercises. The code takes about half a minute
+# About 40 minutes to read and run, 55 more for the exercises. The code takes about half a minute
 # and about 1 GB of memory on a CPU. No GPU is needed, and the modes fast and full are the same
 # here: what was trained is read from a file.
 
@@ -20,8 +20,8 @@
 # - what each costs in parameters and in multiply-accumulates;
 # - how the trained ones compare on equal data and budget, and how much of a difference is noise.
 #
-# **What you need.** Chapters 03 to 07, or an idea of what patch embedding, attention, Mix-FFN and
-# decoder do.
+# **What you need.** Chapters [03](03_patch_embedding.ipynb) to [07](07_mlp_decoder.ipynb), or an
+# idea of what patch embedding, attention, Mix-FFN and decoder do.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -478,9 +478,9 @@ with torch.no_grad():
     print("logits           ", tuple(setr(x).shape))
 
 # %% [markdown]
-# What the table is worth, and what it costs at another size, was chapter 05's subject. Here the
-# other two differences, in numbers: how many scales there are, and how many pairs of tokens a layer
-# compares.
+# What the table is worth, and what it costs at another size, was [chapter 05](05_mix_ffn.ipynb)'s
+# subject. Here the other two differences, in numbers: how many scales there are, and how many pairs
+# of tokens a layer compares.
 
 # %%
 def pairs(side, patch, merged=1):
@@ -498,9 +498,9 @@ for side in (96, 512):
 # %% [markdown]
 # With patches of 16 a ViT pays a quarter of what SegFormer's first stage pays, and has one token
 # where SegFormer has sixteen. Patches of 4 without merging would cost a ViT 256 times as much.
-# Merging keys (chapter 04) is what makes fine tokens affordable, and the other three stages give
-# the coarse ones. The package's SETR has patches of 8, because a picture of 96 pixels would have
-# only 6 × 6 patches of 16.
+# Merging keys ([chapter 04](04_efficient_attention.ipynb)) is what makes fine tokens affordable,
+# and the other three stages give the coarse ones. The package's SETR has patches of 8, because a
+# picture of 96 pixels would have only 6 × 6 patches of 16.
 #
 # The paper lists the differences to SETR itself (end of section 3.2): four scales instead of one,
 # no table, a decoder without 3 × 3 convolutions, and an encoder that was pretrained on ImageNet-1K
@@ -964,12 +964,13 @@ for name, (count, work) in costs.items():
 # %% [markdown]
 # Two things to read from it. First, MACs and parameters are different questions: the two networks
 # on a ResNet have half of SegFormer's parameters and more than twice its MACs, because they carry a
-# map at 1/8 where SegFormer is at 1/16 and 1/32 already. Second, the encoder's ideas differ by some
-# percent. What is dear is work at 1/4: HRNet's exchange, MaskFormer's pixels.
+# map at 1/8 where SegFormer is at 1/16 and 1/32 already. Second, PVT's, Swin's and CPVT's ideas cost
+# some per cent more or less. What is dear is to compare all tokens with all, as SeMask's layers do, and
+# work at 1/4: HRNet's exchange, MaskFormer's pixels.
 #
-# And neither column is time. The paper's Table 2 has the example: FCN on MobileNetV2 needs 39.6
-# GFLOPs for a picture of ADE20K and runs at 64.4 pictures per second, SegFormer-B0 needs 8.4 and
-# runs at 50.5.
+# And neither column is time; [chapter 14](14_speed.ipynb) shows why, with a clock. The paper's
+# Table 2 has the example: FCN on MobileNetV2 needs 39.6 GFLOPs for a picture of ADE20K and runs at
+# 64.4 pictures per second, SegFormer-B0 needs 8.4 and runs at 50.5.
 
 # %% [markdown]
 # ## Only the encoder exchanged: Table 1d
@@ -1007,7 +1008,7 @@ with torch.device("meta"):
 # The parameters agree to a tenth of a million (MiT-B2 is printed as 27.5 in Table 1b and as 27.7
 # here). And they say what the table doesn't: *ResNeXt101* is the one called 64 × 4d. The MACs are a
 # little under the printed ones and far under those of a dilated ResNet: the three are ordinary
-# ones, whose last map is at 1/32. At equal size 10 mIoU lie between ResNet50 and MiT-B2.
+# ones, whose last map is at 1/32. At equal size 10.7 points of mIoU lie between ResNet50 and MiT-B2.
 #
 # That is a strong result, and not quite a fair fight. In PSPNet and DeepLab the same ResNets are
 # dilated and keep a map at 1/8; here their last map is at 1/32, under a decoder that was made for
@@ -1106,10 +1107,9 @@ for data, rows in tables.items():
 # %% [markdown]
 # ### Large and small
 #
-# The report that this course follows found very small objects segmented well and objects that fill
-# the picture badly, and put it down to Transformer encoders as such (its section 4.1). Recall by
-# size of the object shows whether that holds here, and whether the convolution networks are free of
-# it.
+# The report found very small objects segmented well and objects that fill the picture badly, and
+# put it down to Transformer encoders as such. [Chapter 09](09_train_coco.ipynb) takes the claim
+# apart; here it is asked of all seven networks at once, by their recall for each size of object.
 
 # %% tags=["nbval-ignore-output"]
 SIZES = ("small", "medium", "large")
@@ -1139,18 +1139,18 @@ show.figure(fig, alt=(
 # rises has the opposite. Before you conclude anything about a *kind* of network, ask whether all of
 # its kind do the same.
 #
-# All lines rise, on both sets: seven networks, two of them Transformers, find large things best.
-# The weakness that the report saw is not one of Transformers as such, at least not on these
-# pictures. And no family wins: on the scenes three convolution networks lead, FCN-8s, PSPNet and
-# DeepLabV3+, and the other two, U-Net and SegNet, come last; on the chest slices DeepLabV3+ and
-# SegFormer lead, which answer at 1/4 with a fine map at hand. 500 steps from nothing say who learns
-# fast from little, not who ends higher.
+# All lines rise, on both sets: seven networks, two of them Transformers, find large things best,
+# and what [chapter 09](09_train_coco.ipynb) found for five kinds holds for these. And no family
+# wins: on the scenes three convolution networks lead, FCN-8s, PSPNet and DeepLabV3+, and the other
+# two, U-Net and SegNet, come last; on the chest slices DeepLabV3+ and SegFormer lead, which answer
+# at 1/4 with a fine map at hand. 500 steps from nothing say who learns fast from little, not who
+# ends higher.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
 #
 # Each is checked as soon as you run its cell. Replace `raise NotImplementedError` with your lines.
-# The solutions are in the folder `solutions`.
+# The solutions are in `notebooks/solutions/`.
 #
 # ### 1. Windows, really cut (25 minutes)
 #
@@ -1320,6 +1320,15 @@ print(inspect.getsource(sl.models.resnet.PyramidPooling.forward))
 #   small pictures; SETR has few layers and patches of 8. What is shown is the idea under equal
 #   conditions, not the published network.
 #
+# Sources, beside SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203), by the numbers of
+# the tree: [PSPNet](https://arxiv.org/abs/1612.01105),
+# [DeepLabV3+](https://arxiv.org/abs/1802.02611), [HRNet](https://arxiv.org/abs/1908.07919), [zero
+# padding](https://arxiv.org/abs/2001.08248), [ViT](https://arxiv.org/abs/2010.11929),
+# [SETR](https://arxiv.org/abs/2012.15840), [PVT](https://arxiv.org/abs/2102.12122),
+# [CPVT](https://arxiv.org/abs/2102.10882), [Swin](https://arxiv.org/abs/2103.14030),
+# [MaskFormer](https://arxiv.org/abs/2107.06278), [SeMask](https://arxiv.org/abs/2112.12782); and
+# PVTv2, [2106.13797](https://arxiv.org/abs/2106.13797).
+#
 # ## Pitfalls
 #
 # - Rates from a paper on a small map: most taps read padding.
@@ -1365,5 +1374,7 @@ print(inspect.getsource(sl.models.resnet.PyramidPooling.forward))
 #
 # ## Next
 #
-# You know the parts, the whole and the relatives. What is left is your own data: chapter 08 brings
-# it in, and every network of this chapter trains on it with one line.
+# You know the parts, the whole and the relatives. [Chapter 16](16_bug_clinic.ipynb), the bug
+# clinic, is the last: eight broken trainings, to be named from their curves and masks. And every
+# network of this chapter trains on pictures of your own with one line: [chapter
+# 13](13_pretrained_and_own_data.ipynb) brings them in.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16 · Mend eight broken training runs
 #
-# About 45 minutes to read and run, 40 more for the exercises. The code trains nine tiny networks,
+# About 35 minutes to read and run, 25 more for the exercises. The code trains nine tiny networks,
 # which takes about a minute on one CPU core and less than 1 GB of memory. No GPU is needed, and the
 # modes fast and full are the same here.
 
@@ -13,10 +13,11 @@
 #
 # - which mistakes stop the run, which only show in a score, and which show nowhere;
 # - why a falling loss is no proof of anything;
-# - how a mistake that sits in training *and* in evaluation flatters itself;
+# - how a mistake that sits in training *and* in evaluation hides itself;
 # - for each suspect, a test of a few lines that needs no training.
 #
-# **What you need.** Chapters 03 and 04 for tokens and reduction, chapter 08 for labels.
+# **What you need.** Chapters [03](03_patch_embedding.ipynb) and [04](04_efficient_attention.ipynb)
+# for tokens and reduction, [chapter 08](08_data.ipynb) for labels.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -155,8 +156,8 @@ class Parts:
 # ### The network
 #
 # SegFormer in miniature: an embedding that divides the size by four, one block with shortened keys
-# and a Mix-FFN, and a head with batch norm and dropout. At 64 pixels there are $N = 16 × 16 = 256$
-# tokens; $R = 16$ leaves 16 keys.
+# and a Mix-FFN (its convolution 7 × 7 here, not 3 × 3), and a head with batch norm and dropout. At
+# 64 pixels there are $N = 16 × 16 = 256$ tokens; $R = 16$ leaves 16 keys.
 
 # %%
 class TinyNet(nn.Module):
@@ -343,13 +344,15 @@ print("patient", patient_1(numbers, 2, 3)[0].tolist())
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: mend it (3 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # The axis that becomes height and width must be the last one before you reshape.
+#
 # </details>
-# <details>
-# <summary>Help: it says that channels and places are mixed</summary>
+# <details><summary>Help: it says that channels and places are mixed</summary>
+#
 # `reshape` never moves a number, it only counts on. `transpose(1, 2)` swaps the axes first.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -412,14 +415,16 @@ print(f"of the validation labels {wrong.float().mean():.1%} of all pixels are ch
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2: mend it (3 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Of the modes of `F.interpolate` two copy a pixel instead of averaging. `"nearest-exact"` takes the
 # one at the centre.
+#
 # </details>
-# <details>
-# <summary>Help: it says that the labels are shifted</summary>
-# `"nearest"` takes the pixel left above the centre. That is half a pixel of the coarse grid off.
+# <details><summary>Help: it says that the labels are shifted</summary>
+#
+# `"nearest"` takes the pixel left above the centre. That is nearly half a pixel of the coarse grid off.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -493,14 +498,16 @@ for name, function in {"healthy": loss, "patient": patient_3}.items():
 # Without `ignore_index`, to see what it does: the mean over the pixels that have a label. A batch
 # without any such pixel gives 0, not "not a number".
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `reduction="none"` gives the loss of every pixel, but it needs a legal label everywhere. Put any
 # class where the label is 255, then leave those pixels out of sum and count.
+#
 # </details>
-# <details>
-# <summary>Help: the value is too small</summary>
+# <details><summary>Help: the value is too small</summary>
+#
 # Divide by the number of labelled pixels, not of all.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -564,13 +571,15 @@ for name, function in {"healthy": reduction, "patient": patient_4}.items():
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: mend it (3 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # A square of side $s$ holds $s^2$ tokens.
+#
 # </details>
-# <details>
-# <summary>Help: it says that strips are merged</summary>
+# <details><summary>Help: it says that strips are merged</summary>
+#
 # A kernel of $(1, R)$ merges $R$ tokens too, but in a line. The square has the same height and width.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -635,13 +644,15 @@ assert min(ward["patient 5"]["loss"]) > math.log(1 + 2 / math.e)
 # %% [markdown] tags=["exercise"]
 # ### Exercise 5: mend it (2 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Less is more.
+#
 # </details>
-# <details>
-# <summary>Help: it says that the borders are aligned</summary>
+# <details><summary>Help: it says that the borders are aligned</summary>
+#
 # Leave `align_corners` at its default, False: pixels are areas, not points.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -693,20 +704,22 @@ for name, function in {"healthy": mirror, "patient": patient_6}.items():
 
 # %% [markdown]
 # **C.** In the chart the heart has lost most, or nearly so. *Why?* A chest is nearly symmetric: for
-# lung and background about the right pixels stay right. The heart is taught on the wrong side in half of the batches.
-# On pictures without any symmetry the score would fall much further, and you would notice sooner.
-# **Silent:** a restless curve and one weak class.
+# lung and background about the right pixels stay right. The heart is taught on the wrong side in
+# half of the batches. On pictures without any symmetry the score would fall much further, and you
+# would notice sooner. **Silent:** a restless curve and one weak class.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 6: mend it (2 minutes)
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Left and right are the last axis, in images and in labels.
+#
 # </details>
-# <details>
-# <summary>Help: it says that top and bottom were exchanged</summary>
+# <details><summary>Help: it says that top and bottom were exchanged</summary>
+#
 # Axis 2 is the width in labels (B, H, W), but the height in images (B, C, H, W). Count from the end.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -772,13 +785,15 @@ for name, function in {"healthy": predict, "patient": patient_7}.items():
 #
 # A polite version: the network is left in the mode it came in.
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # `net.training` says in which mode it is, `net.train(mode)` sets it.
+#
 # </details>
-# <details>
-# <summary>Help: it says that the result needs gradients, or that the mode has changed</summary>
+# <details><summary>Help: it says that the result needs gradients, or that the mode has changed</summary>
+#
 # Ask inside `torch.no_grad()`, and call `net.train(before)` at the end.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -840,7 +855,7 @@ print("rate at step 20: healthy", round(rate(19, 1000), 4), "| patient", round(p
 # **B.** The rate is 1 where 0.01 was meant. AdamW moves *every* weight by about the learning rate in
 # a step, however small its gradient; weights of size 0.1 are gone after one. *Why does the loss not
 # explode?* The norms hold the numbers in check, and the last bias learns the class shares: the loss
-# ends near that of the blind answer. **It announces itself** in the curve, and nothing but
+# ends not far below that of the blind answer. **It announces itself** in the curve, and nothing but
 # background in the masks confirms it.
 
 # %% [markdown] tags=["exercise"]
@@ -849,14 +864,16 @@ print("rate at step 20: healthy", round(rate(19, 1000), 4), "| patient", round(p
 # In general form: up in a straight line over `warmup` steps, reaching `peak` at the last of them,
 # then down in a straight line, so that 0 would be reached at step `steps`.
 #
-# <details>
-# <summary>Hint</summary>
+# <details><summary>Hint</summary>
+#
 # Two factors: one rises to 1 and stays there, the other is 1 up to the end of the warm-up and falls
 # to 0.
+#
 # </details>
-# <details>
-# <summary>Help: the first step has rate 0</summary>
+# <details><summary>Help: the first step has rate 0</summary>
+#
 # Then it teaches nothing. Count from one: step 0 is the first of `warmup` steps.
+#
 # </details>
 
 # %% tags=["exercise"]
@@ -900,8 +917,8 @@ print("the own score differs from the true one only where the evaluation itself 
 #   only a comparison tells. That a loss falls says that something is being learned, not what.
 # - **Not what it seems.** Two patients report a score that is not theirs, because their mistake sits
 #   in the evaluation. Bilinear labels are compared with equally wrong labels; without evaluation
-#   mode the score is another one each time. Here the first flatters by next to nothing, and the second
-#   makes a good network look worse. Either can go the other way: believe no score of a script under
+#   mode the score is another one each time. Here the first is off by a thousandth, and the second makes
+#   a good network look worse. Either can go the other way: believe no score of a script under
 #   suspicion.
 #
 # ### What to do with a new patient
@@ -931,7 +948,8 @@ print(inspect.getsource(segmentation_loss).split('"""')[2])
 
 # %% [markdown]
 # (`UpsampledCrossEntropy` is the cross-entropy of the upsampled logits, taken a few rows at a time:
-# all at once they would be the largest tensor of the whole step.)
+# all at once they would be the largest tensor of the whole step. [Chapter
+# 14](14_speed.ipynb#a-loss-in-strips) builds it.)
 
 # %%
 attention = sl.EfficientSelfAttention(32, heads=1, stride=4)  # the paper's R = 16
@@ -953,6 +971,8 @@ print(inspect.getsource(sl.create_model("segformer_b0", num_classes=3).predict))
 # - **Learning rate.** The paper trains with AdamW from 0.00006 on ADE20K and Cityscapes (section 4.1).
 #   It belongs to a pre-trained encoder; the tiny network here starts from nothing and takes 0.01.
 # - **Score.** The paper reports mIoU only. Patients 2 and 7 are the reason to say how it was taken.
+#
+# Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203).
 
 # %% [markdown]
 # ## Pitfalls
@@ -978,16 +998,20 @@ print(inspect.getsource(sl.create_model("segformer_b0", num_classes=3).predict))
 # logits: cross-entropy of legal labels is never below 0.
 #
 # **My mIoU is "not a number".** A class that occurs neither in labels nor in predictions has 0 / 0.
-# It is left out of the mean (`nanmean`); that is a decision, so say it.
+# It is left out of the mean (`nanmean`); [chapter 01](01_what_is_segmentation.ipynb) compares the
+# three ways to count it.
 #
 # **A score falls at evaluation although training goes well. Overfitting?** Perhaps. First evaluate
 # the training pictures with the evaluation code. If the score is low there too, it is patient 7 or a
 # relative of it.
 #
 # **Should labels 0 be ignored?** Only if 0 means "nobody knows". In ADE20K it does, and the labels
-# are shifted by one; doing that twice, or with a data set whose 0 is a class, loses a class.
+# are shifted by one; doing that twice, or with a data set whose 0 is a class, loses a class
+# ([chapter 08](08_data.ipynb)).
 
 # %% [markdown]
 # ## Next
 #
-# Take a script of your own, and write the eight tests for it before the next run.
+# This was the last chapter. Take a script of your own, and write the eight tests for it before the
+# next run. And if there is no script yet, only pictures: [chapter
+# 13](13_pretrained_and_own_data.ipynb) takes them from labels to masks.

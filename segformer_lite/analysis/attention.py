@@ -1,15 +1,16 @@
 """Attention maps: how much weight a query gives to each key, laid over the pixels the key was made from."""
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models import preprocess
+from ..models import EfficientSelfAttention, preprocess
 
 
-def find_attention(model: nn.Module, block: str) -> nn.Module:
+def find_attention(model: nn.Module, block: str) -> EfficientSelfAttention:
     """The attention of a block: "stage2.block1" is the first block of stage 2; any path of a submodule will do too.
 
     Raises ValueError when there is none of that name, or one that does not give its queries and keys.
@@ -17,7 +18,7 @@ def find_attention(model: nn.Module, block: str) -> nn.Module:
     match = re.fullmatch(r"stage(\d+)\.block(\d+)", block)
     path = f"encoder.stages.{int(match[1]) - 1}.blocks.{int(match[2]) - 1}.attention" if match else block
     try:
-        attention = model.get_submodule(path)
+        attention: Any = model.get_submodule(path)
     except AttributeError:
         raise ValueError(f"no block {block!r} in {type(model).__name__}; the first block of the first stage is "
                          '"stage1.block1"') from None

@@ -8,7 +8,7 @@ comparable, their pictures and scores are not the same.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ SMALLEST = 32  # px a side
 
 
 def gaussian_noise(x: Tensor, rng: Generator, px: float, sd: float) -> Tensor:
+    """Noise of standard deviation `sd`, whatever the value."""
     return x + sd * torch.randn(x.shape, generator=rng)
 
 
@@ -45,6 +46,7 @@ def speckle_noise(x: Tensor, rng: Generator, px: float, sd: float) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, rng: Generator, px: float, sigma: float) -> Tensor:
+    """Each pixel becomes a mean of its neighbours, which weigh less the farther they are; along rows, then columns."""
     radius = int(4 * sigma * px) + 1
     line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / (sigma * px)) ** 2)
     return filtered(filtered(x, line[None, :]), line[:, None])
@@ -96,6 +98,7 @@ def saturate(x: Tensor, rng: Generator, px: float, factor: float, more: float) -
 
 
 def jpeg_compression(x: Tensor, rng: Generator, px: float, quality: int) -> Tensor:
+    """Written as a JPEG file of `quality` (1 to 100) and read again."""
     file = io.BytesIO()
     pixels = (255 * x).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
@@ -133,7 +136,7 @@ def fog(x: Tensor, rng: Generator, px: float, thickness: float, decay: float) ->
     """Clouds of all sizes, each half as large and 1 / `decay` as strong as the one before; then less contrast."""
     size, brightest = x.shape[-2:], x.max()
     grains = [max(size) / 2**octave for octave in range(1, 7)]
-    plasma = sum(decay**-octave * clouds(size, grain, rng) for octave, grain in enumerate(grains))
+    plasma = sum((decay**-octave * clouds(size, grain, rng) for octave, grain in enumerate(grains)), torch.zeros(size))
     plasma = (plasma - plasma.min()) / (plasma.max() - plasma.min())
     return (x + thickness * plasma) * brightest / (brightest + thickness)
 
@@ -204,7 +207,7 @@ FAMILIES = {
     "digital": ("brightness", "contrast", "saturate", "jpeg_compression"),
     "weather": ("snow", "spatter", "fog", "frost"),
 }
-CORRUPTIONS = {
+CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], list[tuple]]] = {
     "motion_blur": (motion_blur, [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)]),
     "defocus_blur": (defocus_blur, [(3,), (4,), (6,), (8,), (10,)]),
     "glass_blur": (glass_blur, [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .corruptions import Corrupted
 
-SEVERITIES = {
+SEVERITIES: dict[str, list[dict[str, float]]] = {
     "brighter": [{"level": -move} for move in (10, 20, 35, 50, 70)],
     "darker": [{"level": move} for move in (10, 20, 35, 50, 70)],
     "flatter": [{"width": factor} for factor in (1.2, 1.5, 2.0, 2.8, 4.0)],

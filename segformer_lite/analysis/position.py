@@ -1,20 +1,23 @@
 """What a network knows of place: what padding tells it, what of that reaches each stage, where it costs IoU."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..evaluation.metrics import confusion_matrix, iou_per_class
-from ..models.variants import set_padding
+from ..models import MixTransformer, Segmenter
+from ..models.variants import Padding, set_padding
 
 
-def split_padding(encoder: nn.Module, patch_embed: str, ffn: str) -> nn.Module:
+def split_padding(encoder: MixTransformer, patch_embed: Padding, ffn: Padding) -> MixTransformer:
     """Let the patch embeddings of `encoder` pad one way and its Mix-FFNs another; returns it.
 
     Arguments: `patch_embed` and `ffn`: "zeros", "circular", "reflect" or "replicate".
     """
+    stage: Any  # torch calls every submodule "Tensor | Module"
     for stage in encoder.stages:
         set_padding(stage.patch_embed, patch_embed)
         set_padding(stage.blocks, ffn)  # attention's convolution is not padded
@@ -67,7 +70,7 @@ class PositionReadout(nn.Module):
     Source: the question of Islam et al. 2020, How Much Position Information Do CNNs Encode?
     """
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: MixTransformer):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Conv2d(dim, 2, kernel_size=1) for dim in encoder.dims)
@@ -82,7 +85,7 @@ def coordinates(height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"))
 
 
-def train_readout(encoder: nn.Module, size: int = 96, steps: int = 250, batch_size: int = 8, lr: float = 2e-3,
+def train_readout(encoder: MixTransformer, size: int = 96, steps: int = 250, batch_size: int = 8, lr: float = 2e-3,
                   seed: int = 0) -> PositionReadout:
     """Train an encoder, all of it, to tell place on pictures of noise: what it can learn, it learns from padding.
 
@@ -123,7 +126,7 @@ def border_distance(height: int, width: int) -> Tensor:
 
 
 @torch.inference_mode()
-def iou_by_border_distance(model: nn.Module, dataset, edges: Sequence[int]) -> np.ndarray:
+def iou_by_border_distance(model: Segmenter, dataset, edges: Sequence[int]) -> np.ndarray:
     """Mean IoU of the pixels in each band of distance from the picture's border: (len(edges) - 1,).
 
     Arguments: `model` with `predict`; `dataset`: items (uint8 image, int64 label map), `classes`, `ignore_index`;

@@ -37,8 +37,9 @@ class ReceptiveField:
 
     def extent(self, share: float = 0.5) -> tuple[int, int]:
         """Rows and columns (px) of the smallest bands, centred on `pixel`, that hold `share` of the mass."""
-        return tuple(2 * _reach(self.map.sum(1 - axis), abs(np.arange(n) - self.pixel[axis]), share) + 1
-                     for axis, n in enumerate(self.map.shape))
+        rows, columns = (2 * _reach(self.map.sum(1 - axis), abs(np.arange(n) - self.pixel[axis]), share) + 1
+                         for axis, n in enumerate(self.map.shape))
+        return rows, columns
 
     def side(self, share: float = 0.5) -> int:
         """Side (px) of the smallest square, centred on `pixel`, that holds `share` of the mass."""
@@ -147,7 +148,8 @@ class Probe:
 
     def __init__(self, model: nn.Module, images: Tensor, layers: Sequence[str]):
         modules = {layer: find_layer(model, layer) for layer in layers}
-        self.layers, self.size = list(layers), tuple(images.shape[-2:])
+        height, width = images.shape[-2:]
+        self.layers, self.size = list(layers), (height, width)
         outputs = {}
 
         def keep(layer):
@@ -178,7 +180,7 @@ class Probe:
         if layer not in self.features:
             raise ValueError(f"layer {layer!r} was not kept; there are {', '.join(self.layers)}")
         feature, (height, width) = self.features[layer], self.size
-        pixel = (height // 2, width // 2) if pixel is None else tuple(pixel)
+        pixel = (height // 2, width // 2) if pixel is None else (pixel[0], pixel[1])
         if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
             raise ValueError(f"pixel {pixel} lies outside the picture of {height} x {width} px")
         scalar = scalar or ("largest logit" if layer in HEADS else "sum of ReLU")
@@ -235,5 +237,6 @@ def receptive_field(model: nn.Module, images: Tensor, layer: str = "stage4",
     fields = [Probe(model, part, [layer])(layer, pixel, scalar) for part in images.split(AT_ONCE)]
     weights = [len(part) / len(images) for part in images.split(AT_ONCE)]
     first = fields[0]
-    return ReceptiveField(sum(w * f.map for w, f in zip(weights, fields, strict=True)), layer, first.scalar,
-                          first.pixel, sum(w * f.mass for w, f in zip(weights, fields, strict=True)))
+    mean = sum((w * f.map for w, f in zip(weights, fields, strict=True)), np.zeros_like(first.map))
+    mass = sum(w * f.mass for w, f in zip(weights, fields, strict=True))
+    return ReceptiveField(mean, layer, first.scalar, first.pixel, mass)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models import SegFormer
+from ..models.segformer import VARIANTS
+
 
 @dataclass
 class Timing:
@@ -30,7 +33,8 @@ class Timing:
     def ratio(self, name: str, other: str) -> tuple[float, float, float]:
         """How many times longer `name` takes than `other`, turn by turn: lower quartile, median, upper quartile."""
         ratios = [a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
-        return tuple(statistics.quantiles(ratios, n=4, method="inclusive")) if len(ratios) > 1 else (ratios[0],) * 3
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return low, middle, high
 
 
 def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device: torch.device | None = None) -> Timing:
@@ -47,7 +51,7 @@ def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device:
 
     for function in work.values():
         seconds(function)
-    times = {name: [] for name in work}
+    times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(turns):
         for name, function in work.items():
             times[name].append(seconds(function))
@@ -102,13 +106,13 @@ def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[
     return run
 
 
-def peers(variant: str, ours: nn.Module) -> dict[str, nn.Module | str]:
+def peers(variant: str, ours: SegFormer) -> dict[str, nn.Module | str]:
     """Other people's SegFormers: name -> a network from normalised images to logits, or why there is none.
 
     transformers gets our weights and computes the same function; the others have a decoder of their own.
     """
     makers = {"transformers": _transformers, "segmentation_models_pytorch": _smp, "segformer_pytorch": _lucidrains}
-    found = {}
+    found: dict[str, nn.Module | str] = {}
     for name, make in makers.items():
         try:
             found[name] = make(variant, ours)
@@ -131,7 +135,7 @@ class Logits(nn.Module):
         return self.network(x, labels=labels).loss
 
 
-def _transformers(variant: str, ours: nn.Module) -> nn.Module:
+def _transformers(variant: str, ours: SegFormer) -> nn.Module:
     import tempfile
 
     from transformers import SegformerForSemanticSegmentation, logging
@@ -144,16 +148,14 @@ def _transformers(variant: str, ours: nn.Module) -> nn.Module:
         return Logits(SegformerForSemanticSegmentation.from_pretrained(folder))
 
 
-def _smp(variant: str, ours: nn.Module) -> nn.Module:
+def _smp(variant: str, ours: SegFormer) -> nn.Module:
     import segmentation_models_pytorch as smp
 
     return smp.Segformer(f"mit_{variant}", encoder_weights=None, classes=ours.num_classes)
 
 
-def _lucidrains(variant: str, ours: nn.Module) -> nn.Module:
+def _lucidrains(variant: str, ours: SegFormer) -> nn.Module:
     from segformer_pytorch import Segformer
-
-    from ..models.segformer import VARIANTS
 
     dims, depths, width = VARIANTS[variant]
     return Segformer(dims=dims, heads=(1, 2, 5, 8), ff_expansion=(4, 4, 4, 4), reduction_ratio=(8, 4, 2, 1),

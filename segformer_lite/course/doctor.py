@@ -105,9 +105,12 @@ def check_disk(free: int, needed_gb: float) -> Result:
 
 def check_kernel(facts: dict, python: str) -> Result:
     """facts: what KERNEL_PROBE printed, or {"error": its last line}; python: the running interpreter."""
-    if "error" in facts:
-        return Result("notebooks", None, f"JupyterLab is not complete ({facts['error']})",
-                      "for the chapters run: python3 course.py lab")
+    error = facts.get("error", "")
+    if "No module named 'jupyterlab'" in error:
+        return Result("notebooks", None, "JupyterLab is not installed", "for the chapters run: python3 course.py lab")
+    if error:
+        return Result("notebooks", False, f"JupyterLab is not complete ({error})",
+                      "delete the folder .venv, then run: python3 course.py lab")
     starts = facts["argv"][0] if facts["argv"] else "nothing"
     if starts not in ("python", python):            # "python" stands for the interpreter that runs Jupyter
         return Result("notebooks", False, f"the kernel python3 starts {starts}, not this environment",
@@ -115,9 +118,17 @@ def check_kernel(facts: dict, python: str) -> Result:
     return Result("notebooks", True, "the kernel python3 is there")
 
 
-FETCH = {"coco": "segformer-lite data coco --images 5000 --out data/coco",
-         "chest_ct": "segformer-lite data chest-ct --zip FILE --out data/chest_ct"}
-LAYOUTS = {     # what lies in a data set's folder, in any one of these ways
+def program(python: str) -> str:
+    """segformer-lite as one types it in the course's folder: with its place, where the shell would not find it."""
+    place = shutil.which("segformer-lite", path=str(Path(python).parent))
+    if place is None or shutil.which("segformer-lite"):
+        return "segformer-lite"
+    return str(Path(place).relative_to(HERE) if Path(place).is_relative_to(HERE) else place)
+
+
+FETCH = {"coco": "data coco --images 5000 --out data/coco",
+         "chest_ct": "data chest-ct --zip FILE --out data/chest_ct"}
+LAYOUTS: dict[str, list[tuple[str, ...]]] = {     # what lies in a data set's folder, in any one of these ways
     "coco": [("annotations/instances_train2017.json", "train2017"),
              ("annotations/instances_val2017.json", "val2017")],
     "chest_ct": [("train.csv", "images", "masks")],
@@ -134,10 +145,10 @@ def check_data(data: Path) -> list[Result]:
         elif folder.is_dir():
             expected = ", or ".join(" and ".join(layout) for layout in layouts)
             results.append(Result(name, False, f"incomplete, expected {expected}",
-                                  f"segformer-lite data verify {name} says what is missing"))
+                                  f"{program(sys.executable)} data verify {name} says what is missing"))
         else:
             results.append(Result(name, None, "not here, and not needed: the course makes its own sample",
-                                  f"to have it all the same: {FETCH[data_set]}"))
+                                  f"to have it all the same: {program(sys.executable)} {FETCH[data_set]}"))
     return results
 
 
@@ -169,7 +180,7 @@ if torch.cuda.is_available():
 print(json.dumps(facts))
 """
 KERNEL_PROBE = """
-import json, jupyterlab
+import json, jupyterlab, ipykernel, ipywidgets
 from jupyter_client.kernelspec import KernelSpecManager
 print(json.dumps({"argv": KernelSpecManager().get_kernel_spec("python3").argv}))
 """
@@ -197,7 +208,7 @@ def driver_gpus() -> list[str]:
 
 def memory_bytes() -> int | None:
     """The machine's memory, or a container's share of it."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         class Status(ctypes.Structure):
             _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong),
                         *((name, ctypes.c_ulonglong) for name in ("total", "free", "a", "b", "c", "d", "e"))]
@@ -219,7 +230,7 @@ def examine(root: Path) -> list[Result]:
     torch_facts = probe(TORCH_PROBE)
     installed = importlib.util.find_spec("torch") is not None
     return [
-        check_python(sys.version_info),
+        check_python(sys.version_info[:3]),
         check_environment(sys.prefix, sys.base_prefix, os.environ.get("CONDA_PREFIX")),
         check_torch(torch_facts),
         check_gpu(torch_facts, driver_gpus(), hidden=os.environ.get("CUDA_VISIBLE_DEVICES") == ""),
@@ -229,6 +240,7 @@ def examine(root: Path) -> list[Result]:
         *check_data(data),
         check_writable(data),
         check_writable(runs),
+        check_writable(root / "work"),
     ]
 
 

@@ -1,12 +1,15 @@
 """The first cell of every chapter."""
 
+import json
 import os
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..data import course_folder
 from ..show import use_style
 
 
@@ -27,6 +30,13 @@ class Session:
         """Whether the tests run this chapter: its own training is then cut short (SEGFORMER_QUICK)."""
         return bool(os.environ.get("SEGFORMER_QUICK"))
 
+    def newest_run(self, preset: str) -> Path | None:
+        """The folder of a preset's newest finished run; None where there is none yet, and always in fast mode."""
+        runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or course_folder() / "runs")
+        reports = [path for path in runs.glob("*/report.json")
+                   if json.loads(path.with_name("config.json").read_text(encoding="utf-8")).get("name") == preset]
+        return max(reports, key=lambda path: path.stat().st_mtime).parent if self.full and reports else None
+
 
 def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:
     """Seed everything, set how numbers print and figures look, choose mode and device; say so in one line.
@@ -39,9 +49,7 @@ def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:
     """
     mode = mode or os.environ.get("SEGFORMER_LITE_MODE") or "fast"
     if mode not in ("fast", "full"):
-        raise ValueError(
-            f'mode is {mode!r}: it must be "fast" or "full" (argument mode or SEGFORMER_LITE_MODE)'
-        )
+        raise ValueError(f'mode is {mode!r}: it must be "fast" or "full" (argument mode or SEGFORMER_LITE_MODE)')
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

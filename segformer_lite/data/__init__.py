@@ -23,6 +23,7 @@ __all__ = [
     "augmentation",
     "course_folder",
     "default_palette",
+    "layout_of",
     "make_sample",
     "named_folder",
     "open_dataset",
@@ -56,21 +57,21 @@ def open_dataset(data: str | Path, split: str = "train", **options) -> Segmentat
 
     Raises FileNotFoundError for a missing folder, ValueError for one of no known layout or an option it lacks.
     """
-    named = isinstance(data, str) and data in NAMED
-    folder = named_folder(data) if named else Path(data)
-    if named and data.startswith("sample-") and not folder.exists():
+    name = data if isinstance(data, str) and data in NAMED else ""
+    folder = named_folder(name) if name else Path(data)
+    if name.startswith("sample-") and not folder.exists():
         make_sample(folder.name, folder)
     if not folder.is_dir():
-        advice = "data/README.md says how to get it" if named else f"give a folder or one of {', '.join(NAMED)}"
+        advice = "data/README.md says how to get it" if name else f"give a folder or one of {', '.join(NAMED)}"
         raise FileNotFoundError(f"{folder} does not exist: {advice}")
-    kind = _layout(folder)
+    kind: type = layout_of(folder)
     known = list(inspect.signature(kind).parameters)[2:]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{folder} opens as {kind.__name__}, which has no {unknown[0]!r}: it takes {', '.join(known)}")
     return kind(folder, split, **options)
 
 
-def _layout(folder: Path) -> type[SegmentationDataset]:
+def layout_of(folder: Path) -> type[SegmentationDataset]:
     """The data set that reads what a folder holds. Raises ValueError where none does."""
     if (folder / INDEX).is_file():
         return PackedSegmentation

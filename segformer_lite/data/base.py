@@ -77,9 +77,7 @@ def open_picture(path: Path) -> Image.Image:
     except UNREADABLE as error:
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = "is no picture" if unknown else f"cannot be decoded ({error})"
-        raise ValueError(
-            f"{path} {reason}: if it is damaged or cut short, fetch or export it again"
-        ) from None
+        raise ValueError(f"{path} {reason}: if it is damaged or cut short, fetch or export it again") from None
 
 
 def read_image(
@@ -101,9 +99,7 @@ def read_image(
     picture = stored if size and upright.size != size == stored.size else upright
     if size and picture.size != size:
         seen, wanted = "{}x{}".format(*picture.size), "{}x{}".format(*size)
-        raise ValueError(
-            f"{path} is {seen} pixels but {size_from} is {wanted}: the labels belong to another picture"
-        )
+        raise ValueError(f"{path} is {seen} pixels but {size_from} is {wanted}: the labels belong to another picture")
     return to_rgb(picture, path)
 
 
@@ -159,15 +155,7 @@ def require_files(paths: list[Path], what: str, advice: str) -> None:
 
 
 # Okabe and Ito (2008): seven colours that people with and without colour-blindness tell apart.
-OKABE_ITO = [
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-]
+OKABE_ITO = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)]
 BACKGROUND = (40, 40, 40)
 
 

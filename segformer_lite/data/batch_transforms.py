@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .base import IGNORE_INDEX
-from .transforms import MEAN_COLOUR, PhotometricDistortion, augmentation
+from .transforms import COLOURS, MEAN_COLOUR, SHARE, TRIES, PhotometricDistortion, augmentation
 
 STEPS = {
     "none": (),
@@ -23,11 +23,8 @@ STEPS = {
     "pspnet": ("rotate", "scale", "blur", "mirror"),
     "segformer": ("scale", "vary", "mirror", "colours"),
 }
-TRIES = 10  # crops among which "vary" looks for one without a class above SHARE
-SHARE = 0.75
 TAPS = 5  # pixels that one is made of along an axis, when a picture shrinks to half
-LIMITS = {"brightness": (-32 / 255, 32 / 255), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
-CHANCES = 6 + 2 * len(LIMITS) + 2 * TRIES
+CHANCES = 6 + 2 * len(COLOURS) + 2 * TRIES
 
 
 def chances(seed: int) -> Tensor:
@@ -66,7 +63,7 @@ class BatchAugmentation:
         `sizes` (B, 2): its height and width in px; `rows` (B, CHANCES): its `chances`. All on one device.
         """
         turn, angle, factor, soft, mirrored, late, *_ = rows.unbind(dim=1)
-        amounts, places = rows[:, 6 : 6 + 2 * len(LIMITS)], rows[:, 6 + 2 * len(LIMITS) :].unflatten(1, (TRIES, 2))
+        amounts, places = rows[:, 6 : 6 + 2 * len(COLOURS)], rows[:, 6 + 2 * len(COLOURS) :].unflatten(1, (TRIES, 2))
         if "rotate" in self.steps:
             images, labels = rotate(images, labels, sizes, torch.where(turn < 0.5, 20 * angle - 10, 0))
         scaled = sizes
@@ -139,7 +136,7 @@ def along(axis: int, images: Tensor, centres: Tensor, reach: Tensor, lengths: Te
     (B, 1), in px, the nearest weighing most. Pixels from `lengths` (B, 1) on are canvas."""
     shape = (len(images), 1, -1, 1) if axis == 2 else (len(images), 1, 1, -1)
     first = (centres - reach + 0.5).floor()
-    total = weights = 0
+    total = weights = torch.zeros(())
     for tap in range(TAPS):
         place = first + tap
         weight = (1 - (place + 0.5 - centres).abs() / reach).clamp(min=0) * ((place >= 0) & (place < lengths))
@@ -167,7 +164,7 @@ def rotate(images: Tensor, labels: Tensor, sizes: Tensor, degrees: Tensor) -> tu
     turned_labels = torch.where(inside, taken, IGNORE_INDEX)[:, 0]
 
     left, above = (x - 0.5).floor(), (y - 0.5).floor()
-    total = covered = 0
+    total = covered = torch.zeros(())
     for column, across in ((left, left + 1.5 - x), (left + 1, x - 0.5 - left)):
         for row, down in ((above, above + 1.5 - y), (above + 1, y - 0.5 - above)):
             taken, inside = take(images, column, row)
@@ -193,7 +190,7 @@ def distort(images: Tensor, amounts: Tensor, late: Tensor) -> Tensor:
     Arguments: `amounts` (B, 8): for each step, whether (below 0.5) and how much; `late` (B,): contrast comes last.
     """
     drawn, pairs = {}, amounts.unflatten(1, (-1, 2)).unbind(dim=1)
-    for (name, (low, high)), pair in zip(LIMITS.items(), pairs, strict=True):
+    for (name, (low, high)), pair in zip(COLOURS.items(), pairs, strict=True):
         whether, amount = pair.unbind(dim=1)
         drawn[name] = torch.where(whether < 0.5, low + (high - low) * amount, (low + high) / 2)
     colours = images.float() / 255

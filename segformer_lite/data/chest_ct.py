@@ -61,7 +61,7 @@ class ChestCT(SegmentationDataset):
         self.classes = list(CLASSES)
         self.palette = np.array(PALETTE, dtype=np.uint8)
         self.threshold = threshold
-        images, masks = _folder(Path(root), "images"), _folder(Path(root), "masks")
+        images, masks = picture_folder(Path(root), "images"), picture_folder(Path(root), "masks")
 
         pairs = sorted(read_pairs(Path(root) / "train.csv"), key=lambda pair: _patient_and_slice(pair[0]))
         patients = [_patient_and_slice(image)[0] for image, _ in pairs]
@@ -110,9 +110,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     mask.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected train.csv beside the folders images/ and masks/"
-        )
+        raise FileNotFoundError(f"{path} does not exist: expected train.csv beside the folders images/ and masks/")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
@@ -121,14 +119,10 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
         raise ValueError(f"{path} is no CSV text ({error}): fetch it again") from None
     for column in ("ImageId", "MaskId"):
         if column not in columns:
-            raise ValueError(
-                f"{path} has no column {column!r}: expected ImageId,MaskId, found {','.join(columns)}"
-            )
+            raise ValueError(f"{path} has no column {column!r}: expected ImageId,MaskId, found {','.join(columns)}")
     for index, row in enumerate(rows):
         if not row["ImageId"] or not row["MaskId"]:
-            raise ValueError(
-                f"{path}: row {index + 1} names no image or no mask: expected ImageId,MaskId in every row"
-            )
+            raise ValueError(f"{path}: row {index + 1} names no image or no mask: expected ImageId,MaskId in every row")
     if not rows:
         raise ValueError(f"{path} has no rows: expected one image and one mask name in each")
     return [(row["ImageId"], row["MaskId"]) for row in rows]
@@ -138,9 +132,7 @@ def _patient_and_slice(name: str) -> tuple[str, int]:
     """`ID…_12.jpg` -> ("ID…", 12). The slice is a number: as text, 100 would come before 12."""
     match = re.fullmatch(r"([^_]+)_(\d+)\.\w+", name)
     if not match:
-        raise ValueError(
-            f"image {name!r} in train.csv tells no patient and slice: expected a name like ID0001_12.jpg"
-        )
+        raise ValueError(f"image {name!r} in train.csv tells no patient and slice: expected a name like ID0001_12.jpg")
     return match[1], int(match[2])
 
 
@@ -153,13 +145,11 @@ def _choose_patients(patients: list[str], wanted: list[str] | None, val_share: f
             raise ValueError(f"patients {unknown} are not in train.csv: it has {known}")
         return set(wanted)
     if len(known) < 2:
-        raise ValueError(
-            f"there is one patient only ({known[0]}): split_by='slice' divides its slices, a weaker test"
-        )
+        raise ValueError(f"there is one patient only ({known[0]}): split_by='slice' divides its slices, a weaker test")
     return {known[i] for i in divide(len(known), val_share, seed)[1]}
 
 
-def _folder(root: Path, name: str) -> Path:
+def picture_folder(root: Path, name: str) -> Path:
     """root/name/name as Kaggle unpacks it, or root/name."""
     for folder in (root / name / name, root / name):
         if folder.is_dir():

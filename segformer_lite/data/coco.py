@@ -5,14 +5,15 @@ import gc
 import hashlib
 import json
 import os
-import tempfile
 import warnings
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..files import beside
 from .base import (
     IGNORE_INDEX,
     SegmentationDataset,
@@ -28,6 +29,11 @@ PAINTING_VERSION = 1  # raise it whenever paint() would draw another map: older 
 VAL_SHARE = 0.15
 LARGEST_SIDE = 2**16  # px
 SIDE = (int, f"a whole number of pixels up to {LARGEST_SIDE}")
+FIELDS = {  # what everything later relies on
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("image_id", "category_id", "segmentation"),
+    "categories": ("id", "name"),
+}
 KINDS = {  # what a field must be, and how to say it
     "id": (int, "a whole number"),
     "image_id": (int, "a whole number"),
@@ -68,13 +74,13 @@ class CocoSegmentation(SegmentationDataset):
         cache: str | Path | None = None,
     ):
         require_split(split)
-        year, divided = _find_pair(Path(root), split)
-        self.json_path, image_folder = _pair(Path(root), year)
+        year, divided = find_pair(Path(root), split)
+        self.json_path, image_folder = files_of(Path(root), year)
         content = read_instances(self.json_path)
 
         categories = sorted(content["categories"], key=lambda category: category["id"])
         known = [category["name"] for category in categories]
-        chosen = known if classes is None else _check_names(classes, known, self.json_path)
+        chosen = known if classes is None else choose_names(classes, known, self.json_path)
         self.classes = ["background", *chosen]
         self.palette = default_palette(len(self.classes))
         label_of_name = {name: label for label, name in enumerate(self.classes) if label}
@@ -95,7 +101,7 @@ class CocoSegmentation(SegmentationDataset):
         self.image_paths = [image_folder / image["file_name"] for image in self.images]
         what = f"images of {self.json_path.name}"
         require_files(self.image_paths, what, "fetch them, or mend their file_name")
-        self.cache = self._cache_folder(cache)
+        self.cache: Path | None = self._cache_folder(cache)
 
     def _has_objects(self, annotations: list[dict]) -> bool:
         return any(self.label_of_category[annotation["category_id"]] for annotation in annotations)
@@ -134,19 +140,13 @@ class CocoSegmentation(SegmentationDataset):
         return np.array(picture) if picture and (picture.mode, picture.size) == ("L", size) else None
 
     def _write(self, image_id: int, mask: np.ndarray) -> None:
-        """Cache a map: written beside, then renamed. Where that fails, say so once and do without."""
+        """Cache a map. Where that fails, say so once and do without."""
         if self.cache is None:
             return
-        beside = None
         try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            handle, beside = tempfile.mkstemp(suffix=".tmp", dir=self.cache)
-            with open(handle, "wb") as file:
-                Image.fromarray(mask).save(file, format="PNG")
-            os.replace(beside, self.cache / f"{image_id}.png")
+            with beside(self.cache / f"{image_id}.png", shared=True) as part:
+                Image.fromarray(mask).save(part, format="PNG")
         except OSError as error:
-            if beside:
-                Path(beside).unlink(missing_ok=True)
             self.cache = None
             advice = "set SEGFORMER_LITE_CACHE to a folder that can be written"
             warnings.warn(f"painted label maps are not cached ({error}): {advice}", stacklevel=3)
@@ -210,8 +210,8 @@ def _encode(annotation: dict, size: tuple[int, int]) -> dict | None:
         raise ValueError(f"{what} ({error}): export it again") from None
 
 
-def read_instances(path: Path) -> dict:
-    """The content of a COCO instances file, checked: keys, ids and outlines that everything later relies on.
+def read_instances(path: Path | zipfile.Path) -> dict:
+    """The content of a COCO instances file, checked: its fields, ids and outlines.
 
     Raises ValueError naming the file, and the entry where there is one.
     """
@@ -224,12 +224,14 @@ def read_instances(path: Path) -> dict:
     finally:
         if collecting:
             gc.enable()
-    wanted = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("image_id", "category_id", "segmentation"),
-        "categories": ("id", "name"),
-    }
-    for key, fields in wanted.items():
+    _require_fields(content, path)
+    _require_links(content, path)
+    return content
+
+
+def _require_fields(content, path) -> None:
+    """Raises ValueError where a list, a field of an entry, or the kind of its value is missing."""
+    for key, fields in FIELDS.items():
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise ValueError(
@@ -238,15 +240,16 @@ def read_instances(path: Path) -> dict:
         for index, entry in enumerate(entries):
             missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
             if missing:
-                raise ValueError(
-                    f"{path}: {key}[{index}] has no {missing[0]!r}, which an instances file needs"
-                )
+                raise ValueError(f"{path}: {key}[{index}] has no {missing[0]!r}, which an instances file needs")
             for field in fields:
                 wrong = KINDS.get(field) and not isinstance(entry[field], KINDS[field][0])
                 if wrong or field in ("width", "height") and not 0 < entry[field] <= LARGEST_SIDE:
                     shown, kind = repr(entry[field])[:60], KINDS[field][1]
                     raise ValueError(f"{path}: {key}[{index}] has {field} {shown}, not {kind}")
 
+
+def _require_links(content: dict, path) -> None:
+    """Raises ValueError where an id stands twice or for nothing, or where an annotation has nothing to paint."""
     if len(content["categories"]) >= IGNORE_INDEX:
         raise ValueError(f"{path} has {len(content['categories'])} categories: label maps hold at most 254")
     images = {image["id"] for image in content["images"]}
@@ -260,23 +263,19 @@ def read_instances(path: Path) -> dict:
                 f"which is not in 'categories' (ids {_shorten(sorted(categories, key=str))})"
             )
         if annotation["image_id"] not in images:
-            raise ValueError(
-                f"{path}: annotations[{index}] has image_id {annotation['image_id']!r}, not in 'images'"
-            )
+            raise ValueError(f"{path}: annotations[{index}] has image_id {annotation['image_id']!r}, not in 'images'")
         if not annotation["segmentation"]:
-            raise ValueError(
-                f"{path}: annotations[{index}] has no outline: a file of boxes alone cannot be painted"
-            )
-    return content
+            raise ValueError(f"{path}: annotations[{index}] has no outline: a file of boxes alone cannot be painted")
 
 
-def _pair(root: Path, split: str) -> tuple[Path, Path]:
+def files_of(root: Path, split: str) -> tuple[Path, Path]:
+    """The JSON and the image folder of a split."""
     return root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017"
 
 
-def _find_pair(root: Path, split: str) -> tuple[str, bool]:
+def find_pair(root: Path, split: str) -> tuple[str, bool]:
     """Which of the root's two pairs (JSON, image folder) serves a split, and whether it must be divided."""
-    there = [name for name in ("train", "val") if all(path.exists() for path in _pair(root, name))]
+    there = [name for name in ("train", "val") if all(path.exists() for path in files_of(root, name))]
     if not there:
         state = "holds no COCO data" if root.is_dir() else "does not exist"
         raise FileNotFoundError(
@@ -285,7 +284,8 @@ def _find_pair(root: Path, split: str) -> tuple[str, bool]:
     return (split, False) if len(there) == 2 else (there[0], True)
 
 
-def _check_names(classes: list[str], known: list[str], path: Path) -> list[str]:
+def choose_names(classes: list[str], known: list[str], path: Path) -> list[str]:
+    """The class names as a list. Raises ValueError, naming the file and what is near, for one that is not known."""
     chosen = [classes] if isinstance(classes, str) else list(classes)
     for name in chosen:
         if name not in known:

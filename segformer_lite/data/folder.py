@@ -47,15 +47,11 @@ class FolderSegmentation(SegmentationDataset):
         self.palette = default_palette(len(self.classes))
         for folder in (root / "images", root / "masks"):
             if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"{folder} does not exist: expected images/, masks/ and classes.txt in {root}"
-                )
+                raise FileNotFoundError(f"{folder} does not exist: expected images/, masks/ and classes.txt in {root}")
         images = sorted(path for path in (root / "images").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         twice = [stem for stem, count in Counter(path.stem for path in images).items() if count > 1]
         if twice:
-            raise ValueError(
-                f"{root / 'images'} has several images named {twice[0]!r}: each needs a name of its own"
-            )
+            raise ValueError(f"{root / 'images'} has several images named {twice[0]!r}: each needs a name of its own")
         images = choose(_divide(root, images, split, val_share, seed), limit, seed)
         if not images:
             raise ValueError(f"{root} has no image for split {split!r}: expected pictures in images/")
@@ -79,18 +75,14 @@ class FolderSegmentation(SegmentationDataset):
         foreign = [int(value) for value in values if len(self.classes) <= value != IGNORE_INDEX]
         if foreign:
             last = len(self.classes) - 1
-            raise ValueError(
-                f"{path} holds the value {foreign[0]}: classes.txt allows 0..{last}, and 255 for no label"
-            )
+            raise ValueError(f"{path} holds the value {foreign[0]}: classes.txt allows 0..{last}, and 255 for no label")
         return mask
 
 
 def read_classes(path: Path) -> list[str]:
     """Class names, one per line of a text file, empty lines left out."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: expected a class name per line, the first for background"
-        )
+        raise FileNotFoundError(f"{path} does not exist: expected a class name per line, the first for background")
     names = _lines(path)
     if not 2 <= len(names) <= IGNORE_INDEX or len(set(names)) < len(names):
         count = f"{len(names)} names, {len(set(names))} of them different"
@@ -113,9 +105,7 @@ def _divide(root: Path, images: list[Path], split: str, val_share: float, seed: 
         return [images[i] for i in divide(len(images), val_share, seed)[split == "val"]]
     shared = set.intersection(*listed.values()) if len(listed) == 2 else ()
     if shared:
-        raise ValueError(
-            f"{min(shared).name} is in both train.txt and val.txt of {root}: a test image must be unseen"
-        )
+        raise ValueError(f"{min(shared).name} is in both train.txt and val.txt of {root}: a test image must be unseen")
     if split in listed:
         return sorted(listed[split])
     return [path for path in images if path not in next(iter(listed.values()))]

@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
+from ..files import writing
 from .base import IGNORE_INDEX, SegmentationDataset, choose, require_split
 from .transforms import resize_short_side
 
@@ -55,7 +55,8 @@ class PackedSegmentation(SegmentationDataset):
 
     @cached_property
     def _maps(self) -> tuple[np.memmap, np.memmap]:
-        return tuple(np.memmap(self.root / name, dtype=np.uint8, mode="r") for name in (IMAGES, LABELS))
+        images, labels = (np.memmap(self.root / name, dtype=np.uint8, mode="r") for name in (IMAGES, LABELS))
+        return images, labels
 
     def __getstate__(self) -> dict:
         """What goes to a loader's worker: it opens the maps itself, where pickling would copy all their bytes."""
@@ -82,7 +83,7 @@ class PackedSegmentation(SegmentationDataset):
 
     def check(self, index: int) -> None:
         """Raises ValueError where a picture's bytes are not those that were packed."""
-        if _checksum(*self._arrays(index)) != self.pictures[index]["checksum"]:
+        if _checksum(*(array.data for array in self._arrays(index))) != self.pictures[index]["checksum"]:
             raise ValueError(f"{self.root}: the bytes of {self.names[index]} changed after they were packed")
 
 
@@ -116,14 +117,13 @@ def pack_dataset(source: str | Path, folder: str | Path, size: int = 256, progre
     `<folder>.part`, which becomes `folder` when it is whole: cut anywhere, the same call goes on from there.
     Raises ValueError or OSError in one line for a source that cannot be read, a folder that is taken, a full disk.
     """
-    from .. import __version__
     from . import open_dataset
 
     if not 32 <= size <= LARGEST:
         raise ValueError(f"size is {size}: give a short side of 32 to {LARGEST} px, such as 256 or 512")
     folder = Path(folder)
     sets = {split: open_dataset(source, split, **options) for split in ("train", "val")}
-    recipe = {"format": FORMAT, "version": __version__, "source": str(source), "options": options, "size": size,
+    recipe = {"format": FORMAT, "source": str(source), "options": options, "size": size,
               "ignore_index": IGNORE_INDEX, "classes": sets["train"].classes,
               "palette": sets["train"].palette.tolist()}
     recipe = json.loads(json.dumps(recipe))
@@ -137,33 +137,40 @@ def pack_dataset(source: str | Path, folder: str | Path, size: int = 256, progre
         split, number = place
         image, label = (item.numpy() for item in resize_short_side(*sets[split][number], size))
         label, (height, width) = label.astype(np.uint8), label.shape
-        name, checksum = sets[split].names[number], _checksum(image, label)
+        name, checksum = sets[split].names[number], _checksum(image.data, label.data)
         return {"split": split, "name": name, "height": height, "width": width, "checksum": checksum}, image, label
 
     part = folder.with_name(folder.name + ".part")
-    with _one_line(part):
+    with writing(part, "the same command goes on from here"):
         pictures = _go_on(part, recipe, names)
         rest = _in_threads(load, wanted[len(pictures) :])
-        with (open(part / IMAGES, "ab") as images, open(part / LABELS, "ab") as labels,
-              open(part / JOURNAL, "a", encoding="utf-8") as journal,
-              tqdm(rest, "pack", len(wanted), initial=len(pictures), unit="img", disable=not progress) as bar):
-            for picture, image, label in bar:
-                images.write(image)
-                labels.write(label)
-                images.flush()
-                labels.flush()
-                journal.write(json.dumps(picture) + "\n")  # last, so that what it tells of is there
-                journal.flush()
-                pictures.append(picture)
-            os.fsync(images.fileno())
-            os.fsync(labels.fileno())
+        with tqdm(rest, "pack", len(wanted), initial=len(pictures), unit="img", disable=not progress) as bar:
+            pictures += _append(part, bar)
         (part / INDEX).write_text(json.dumps({**recipe, "pictures": pictures}), encoding="utf-8")
         os.replace(part, folder)
         (folder / JOURNAL).unlink()
     return folder
 
 
-def _checksum(image: np.ndarray, label: np.ndarray) -> int:
+def _append(part: Path, items: Iterable[tuple[dict, np.ndarray, np.ndarray]]) -> list[dict]:
+    """Add (what is told of it, image, label map) of each picture to the files; gives what is told."""
+    told = []
+    with (open(part / IMAGES, "ab") as images, open(part / LABELS, "ab") as labels,
+          open(part / JOURNAL, "a", encoding="utf-8") as journal):
+        for picture, image, label in items:
+            images.write(image.data)
+            labels.write(label.data)
+            images.flush()
+            labels.flush()
+            journal.write(json.dumps(picture) + "\n")  # last, so that what it tells of is there
+            journal.flush()
+            told.append(picture)
+        os.fsync(images.fileno())
+        os.fsync(labels.fileno())
+    return told
+
+
+def _checksum(image: bytes | memoryview, label: bytes | memoryview) -> int:
     return zlib.crc32(label, zlib.crc32(image))
 
 
@@ -215,14 +222,3 @@ def _require_same(folder: Path, recipe: dict, names: list[tuple[str, str]]) -> N
     if not same:
         raise ValueError(f"{folder} is there already and is not this pack: delete it, or choose another folder")
 
-
-@contextmanager
-def _one_line(part: Path) -> Iterator[None]:
-    """Raises OSError in one line where the disk takes no more; other complaints pass as they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(f"cannot write {part} ({error.strerror}): make room or choose another folder; "
-                      "the same command goes on from here") from None

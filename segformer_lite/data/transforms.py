@@ -11,6 +11,8 @@ from torchvision.transforms.v2 import functional as F
 from .base import IGNORE_INDEX
 
 MEAN_COLOUR = (124, 116, 104)  # the mean of ImageNet's pixels: close to zero once the model has normalised it
+SHARE, TRIES = 0.75, 10  # of a crop's labels, one class must hold less; so many crops are drawn to find one
+COLOURS = {"brightness": (-32 / 255, 32 / 255), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
 FILL = {tv_tensors.Image: MEAN_COLOUR, tv_tensors.Mask: IGNORE_INDEX}
 
 
@@ -106,7 +108,7 @@ class CentreCrop(v2.Transform):
 class VariedCrop(v2.RandomCrop):
     """A random crop, drawn anew up to `tries` times while one class holds `share` or more of its labels."""
 
-    def __init__(self, size: int, share: float = 0.75, tries: int = 10):
+    def __init__(self, size: int, share: float = SHARE, tries: int = TRIES):
         super().__init__(size, pad_if_needed=True, fill=FILL)
         self.share, self.tries = share, tries
 
@@ -134,12 +136,7 @@ class PhotometricDistortion(v2.Transform):
         def draw(low: float, high: float) -> float | None:
             return torch.empty(()).uniform_(low, high).item() if torch.rand(()) < 0.5 else None
 
-        steps = {
-            "brightness": draw(-32 / 255, 32 / 255),
-            "contrast": draw(0.5, 1.5),
-            "saturation": draw(0.5, 1.5),
-            "hue": draw(-0.1, 0.1),
-        }
+        steps = {name: draw(*limits) for name, limits in COLOURS.items()}
         late = torch.rand(()) < 0.5
         order = ["brightness", "saturation", "hue", "contrast"] if late else list(steps)
         return {"steps": [(name, steps[name]) for name in order if steps[name] is not None]}

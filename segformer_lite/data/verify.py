@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from . import layout_of
 from .base import IMAGE_SUFFIXES, SegmentationDataset
-from .chest_ct import ChestCT, _folder, read_pairs
-from .coco import CocoSegmentation, _pair, read_instances
+from .chest_ct import ChestCT, picture_folder, read_pairs
+from .coco import CocoSegmentation, files_of, read_instances
 from .download.coco import RECIPE
 from .folder import FolderSegmentation, read_classes
-from .pack import INDEX, PackedSegmentation
+from .pack import PackedSegmentation
 
 SHOWN = 10  # broken files that are listed by name
 
@@ -60,19 +61,9 @@ def verify(folder: str | Path, progress: bool = False) -> Verification:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist: give the folder of a data set")
-    if (folder / INDEX).is_file():
-        layout, kind, rows = "pack", PackedSegmentation, list(_pack(folder, progress))
-    elif (folder / RECIPE).is_file() or any(folder.glob("annotations/instances_*.json")):
-        layout, kind, rows = "COCO", CocoSegmentation, list(_coco(folder, progress))
-    elif (folder / "train.csv").is_file():
-        layout, kind, rows = "chest CT", ChestCT, list(_chest_ct(folder, progress))
-    elif (folder / "classes.txt").is_file():
-        layout, kind, rows = "images and masks", FolderSegmentation, list(_own(folder, progress))
-    else:
-        raise ValueError(
-            f"{folder} has no layout known here: expected annotations/instances_*.json (COCO), "
-            "train.csv (chest CT), classes.txt with images/ and masks/, or pack.json"
-        )
+    kind: type = CocoSegmentation if (folder / RECIPE).is_file() else layout_of(folder)  # its download may be cut
+    layout, read_all = LAYOUTS[kind]
+    rows = list(read_all(folder, progress))
     if not any(row.broken for row in rows):
         rows += [_attempt(f"opens as {split}", lambda split=split: kind(folder, split)) for split in ("train", "val")]
     return Verification(folder, layout, rows)
@@ -87,7 +78,7 @@ def _coco(root: Path, progress: bool) -> Iterator[Row]:
         except (ValueError, KeyError, TypeError):
             yield Row(RECIPE, 0, (f"{root / RECIPE} is damaged",), "run `segformer-lite data coco` again as before")
     for split in ("train", "val"):
-        path, pictures = _pair(root, split)
+        path, pictures = files_of(root, split)
         if not path.is_file():
             if split in chosen or pictures.is_dir():
                 yield Row(f"{split} annotations", 0, (f"{path} does not exist",), again)
@@ -133,7 +124,7 @@ def _coco_unchecked(path: Path, pictures: Path, content: dict) -> SegmentationDa
 def _chest_ct(root: Path, progress: bool) -> Iterator[Row]:
     try:
         pairs = read_pairs(root / "train.csv")
-        images, masks = _folder(root, "images"), _folder(root, "masks")
+        images, masks = picture_folder(root, "images"), picture_folder(root, "masks")
     except (ValueError, FileNotFoundError) as error:
         yield Row("train.csv", 0, (str(error),), "unpack the zip again: segformer-lite data chest-ct --zip FILE")
         return
@@ -179,6 +170,14 @@ def _pack(root: Path, progress: bool) -> Iterator[Row]:
             yield _read(split, packed, again, progress, packed.check)
 
 
+LAYOUTS: dict[type, tuple[str, Callable[[Path, bool], Iterator[Row]]]] = {
+    PackedSegmentation: ("pack", _pack),
+    CocoSegmentation: ("COCO", _coco),
+    ChestCT: ("chest CT", _chest_ct),
+    FolderSegmentation: ("images and masks", _own),
+}
+
+
 def _unchecked(kind: type[SegmentationDataset], **contents) -> SegmentationDataset:
     """A data set over files that may be missing or broken, where its own constructor would stop at the first."""
     dataset = object.__new__(kind)
@@ -195,6 +194,7 @@ def _read(what: str, dataset: SegmentationDataset, advice: str, progress: bool, 
             read(index)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
+        return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         said = pool.map(complaint, range(len(dataset)))

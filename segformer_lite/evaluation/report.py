@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
+from ..files import beside
 from ..models import Segmenter, preprocess, upsample
 from . import metrics
 
@@ -93,12 +94,11 @@ class Report:
                                                     "pixel_accuracy", "boundary_iou")}
 
     def save(self, path: str | Path) -> None:
-        """Write figures and counts as JSON (beside, then renamed; NaN becomes null)."""
+        """Write figures and counts as JSON; NaN becomes null. Raises OSError where `path` cannot be written."""
         content = {**self.summary(), "per_class": self.per_class, "per_size": self.per_size,
                    "confusion": self.confusion.tolist()}
-        beside = Path(path).with_suffix(".part")
-        beside.write_text(json.dumps(_nan_to_none(content), indent=1))
-        beside.replace(path)
+        with beside(path) as part:
+            part.write_text(json.dumps(_nan_to_none(content), indent=1), encoding="utf-8")
 
     def __str__(self) -> str:
         lines = ["  ".join(f"{key} {value:.3f}" for key, value in self.summary().items()), ""]
@@ -127,7 +127,8 @@ def aligned_size(height: int, width: int, short_side: int, multiple: int = 32) -
     At such sizes every token becomes a key: reduction drops none. Source: the released test settings.
     """
     scale = short_side / min(height, width)
-    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    return height, width
 
 
 def resize_for_model(image: Tensor, short_side: int | None) -> Tensor:
@@ -141,7 +142,7 @@ def resize_for_model(image: Tensor, short_side: int | None) -> Tensor:
     if max(height, width) > LONGEST * min(height, width):
         raise ValueError(f"the picture is {height} x {width} px, one side more than {LONGEST} times the other: cut it "
                          "into pieces")
-    return TF.resize(image, list(aligned_size(*image.shape[-2:], short_side)), antialias=True)
+    return TF.resize(image, list(aligned_size(height, width, short_side)), antialias=True)
 
 
 @torch.inference_mode()

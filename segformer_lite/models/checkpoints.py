@@ -192,7 +192,7 @@ def named_tensors(state: Mapping) -> dict[str, Tensor]:
 
 def read_header(metadata: dict[str, str]) -> dict:
     """What the header of a safetensors file tells: one that `save` wrote, or that of a run of this course."""
-    about = {"norm_eps": float(metadata["norm_eps"])} if "norm_eps" in metadata else {}
+    about: dict = {"norm_eps": float(metadata["norm_eps"])} if "norm_eps" in metadata else {}
     if "segformer_lite" in metadata:
         run = json.loads(metadata["segformer_lite"])
         options = dict(run["model_options"])

@@ -64,7 +64,8 @@ def in_layout(model: SegFormer, layout: int, without: str | None = None) -> dict
 
     `without`: the submodule that is left out.
     """
-    names, renamed = module_names([len(stage.blocks) for stage in model.encoder.stages]), {}
+    names = module_names([len(stage.blocks) for stage in model.encoder.stages])
+    renamed: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         module, leaf = name.rsplit(".", 1)
         if without and f"{module}.".startswith(f"{without}."):

@@ -21,7 +21,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv_bn_relu(c_in, dim, stride=stride, dilation=dilations[0])
         self.conv2 = conv_bn_relu(dim, dim, dilation=dilations[1])[:2]  # its ReLU comes after the sum
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if (c_in, stride) != (dim, 1):
             self.shortcut = conv_bn_relu(c_in, dim, kernel=1, stride=stride)[:2]
 

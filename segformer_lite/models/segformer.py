@@ -1,7 +1,7 @@
 """SegFormer: a four-stage Mix Transformer encoder and an all-MLP decoder, with the B0-B5 table."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ KERNELS, STRIDES = (7, 3, 3, 3), (4, 2, 2, 2)  # patch embedding of each stage
 class Stage(nn.Module):
     """One resolution: patch embedding, a row of transformer blocks, a norm. (B, C_in, H, W) -> (B, C, H', W')."""
 
-    def __init__(self, patch_embed: nn.Module, blocks: list[nn.Module], norm: nn.Module):
+    def __init__(self, patch_embed: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module):
         super().__init__()
         self.patch_embed = patch_embed
         self.blocks = nn.ModuleList(blocks)

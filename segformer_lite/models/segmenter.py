@@ -1,5 +1,7 @@
 """What every network in the course shares: how pictures go in and how label maps come out."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ def preprocess(images: Tensor) -> Tensor:
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear resize of a (B, K, h, w) map to (B, K, *size), pixel areas aligned (align_corners=False)."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 

@@ -3,12 +3,15 @@
 `create_model(..., attention=..., ffn=..., patch_embed=..., decoder=...)` builds the whole network with them.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import OverlapPatchEmbed
 
+Padding = Literal["zeros", "circular", "reflect", "replicate"]
 REPORT_DROPOUT = 0.1  # ours: the report uses dropout and gives no rate
 
 
@@ -127,8 +130,8 @@ REPORT = dict(attention=StripReduction, ffn=FullConvFFN, patch_embed=ReportPatch
               stage_norm=nn.Identity, drop_path=0.0)
 
 
-def set_padding(model: nn.Module, padding_mode: str) -> nn.Module:
-    """Let every padded convolution of `model` pad by "zeros", "circular", "reflect" or "replicate"; returns it.
+def set_padding(model: nn.Module, padding_mode: Padding) -> nn.Module:
+    """Let every padded convolution of `model` pad by `padding_mode`; returns the model.
 
     Zero padding is how position leaks into the network; the other modes shut that door. Source: section 3.1.
     """

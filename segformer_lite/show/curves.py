@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from .plots import COLOURS
+
 
 def loss_curve(history: list[dict], path: str | Path | None = None) -> Figure:
     """Loss over steps: each logged value thin, their running mean thick; validation mIoU where it was measured.
@@ -14,16 +16,16 @@ def loss_curve(history: list[dict], path: str | Path | None = None) -> Figure:
     """
     steps, losses = np.array([e["step"] for e in history]), np.array([e["loss"] for e in history])
     fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
-    ax.plot(steps, losses, color="#56B4E9", linewidth=0.8, label="loss of one batch")
+    ax.plot(steps, losses, color=COLOURS["sky"], linewidth=0.8, label="loss of one batch")
     window = max(5, len(losses) // 10)
     if len(losses) > window:
         mean = np.convolve(losses, np.ones(window) / window, "valid")
-        ax.plot(steps[window - 1:], mean, color="#0072B2", linewidth=2, label=f"mean of {window}")
+        ax.plot(steps[window - 1:], mean, color=COLOURS["blue"], linewidth=2, label=f"mean of {window}")
     ax.set(xlabel="step", ylabel="cross-entropy", ylim=(0, None))
     points = [(e["step"], e["miou"]) for e in history if "miou" in e]
     if points:
         right = ax.twinx()
-        right.plot(*zip(*points, strict=True), "o-", color="#D55E00", label="validation mIoU")
+        right.plot(*zip(*points, strict=True), "o-", color=COLOURS["red"], label="validation mIoU")
         right.set(ylabel="mIoU", ylim=(0, 1))
     fig.legend(loc="outside lower center", ncols=3, frameon=False)
     if path:
@@ -40,8 +42,8 @@ def bars(table: dict[str, list[float]], label: str) -> Figure:
     fig, ax = plt.subplots(figsize=(6, 0.9 + 0.4 * len(table)), layout="constrained")
     for row, values in enumerate(table.values()):
         spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-        ax.barh(row, np.mean(values), xerr=spread, color="#56B4E9", height=0.6, error_kw={"elinewidth": 1.5})
-        ax.plot(values, [row] * len(values), "o", color="#0072B2", markersize=4)
+        ax.barh(row, np.mean(values), xerr=spread, color=COLOURS["sky"], height=0.6, error_kw={"elinewidth": 1.5})
+        ax.plot(values, [row] * len(values), "o", color=COLOURS["blue"], markersize=4)
     ax.set_yticks(range(len(table)), list(table))
     ax.invert_yaxis()
     ax.set(xlabel=label, xlim=(0, None))

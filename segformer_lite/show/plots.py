@@ -7,13 +7,17 @@ import base64
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.rcsetup import cycler
 from PIL import Image
+
+from .masks import as_picture
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 COLOURS = {
@@ -26,14 +30,14 @@ COLOURS = {
     "yellow": "#F0E442",
     "grey": "#777777",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 90,
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=list(COLOURS.values())),
+    "axes.prop_cycle": cycler(color=list(COLOURS.values())),
     "image.cmap": "viridis",
     "image.interpolation": "nearest",
     "legend.frameon": False,
@@ -55,9 +59,7 @@ def figure(fig: Figure, alt: str, colours: int = 256) -> None:
     A figure larger than 7 x 5 inches is made smaller. Raises ValueError when `alt` is no sentence.
     """
     if len(alt.split()) < 4:
-        raise ValueError(
-            f"alt={alt!r}: describe the figure in a full sentence, for readers who cannot see it"
-        )
+        raise ValueError(f"alt={alt!r}: describe the figure in a full sentence, for readers who cannot see it")
     drawn, stored = io.BytesIO(), io.BytesIO()
     scale = min(1.0, *(most / inches for most, inches in zip(LARGEST, fig.get_size_inches(), strict=True)))
     fig.savefig(drawn, format="png", dpi=DPI * scale)
@@ -90,7 +92,7 @@ def fewer_colours(picture: Image.Image, colours: int) -> Image.Image:
     new = new[place.reshape(codes.shape)]
     rest = picture.quantize(merged, dither=Image.Dither.NONE)
     result = Image.fromarray(np.where(new < 0, np.asarray(rest), new).astype(np.uint8))
-    palette = (rest.getpalette() + [0] * 3 * merged)[: 3 * merged]
+    palette = [*(rest.getpalette() or []), *[0] * 3 * merged][: 3 * merged]
     result.putpalette(palette + [int(c) for code in found[plain] for c in (code >> 16, code >> 8 & 255, code & 255)])
     return result
 
@@ -108,8 +110,7 @@ def grid(
     columns: pictures in a row. cell: inches per picture. shared: one colour scale for all (H, W) pictures.
     Further arguments go to `imshow`.
     """
-    arrays = [np.asarray(p) for p in pictures]
-    arrays = [a.transpose(1, 2, 0) if a.ndim == 3 and a.shape[0] == 3 else a for a in arrays]
+    arrays = [as_picture(p) for p in pictures]
     if shared:
         flat = [a for a in arrays if a.ndim == 2]
         imshow = {"vmin": min(a.min() for a in flat), "vmax": max(a.max() for a in flat), **imshow}
@@ -117,9 +118,7 @@ def grid(
     rows = math.ceil(len(arrays) / columns)
     aspect = arrays[0].shape[0] / arrays[0].shape[1]
     title = 0.25 if titles else 0.0
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(cell * columns, (cell * aspect + title) * rows), squeeze=False
-    )
+    fig, axes = plt.subplots(rows, columns, figsize=(cell * columns, (cell * aspect + title) * rows), squeeze=False)
     for i, ax in enumerate(axes.flat):
         ax.axis("off")
         if i < len(arrays):
@@ -175,86 +174,33 @@ def _stage(ax, x: float, i: int, lit: Sequence[str]) -> None:
             (x, 4), width, 31, boxstyle="round,pad=0,rounding_size=1.5", fc="#F6F6F4", ec="#CCCCCC"
         )
     )
-    ax.text(
-        x + width / 2,
-        1.2,
-        f"stage {i + 1}: 1/{4 * 2**i}",
-        ha="center",
-        va="center",
-        fontsize=8,
-        color="#444444",
-    )
+    ax.text(x + width / 2, 1.2, f"stage {i + 1}: 1/{4 * 2**i}", ha="center", va="center", fontsize=8, color="#444444")
     # The blocks that repeat stand in a frame of their own.
-    ax.add_patch(
-        FancyBboxPatch(
-            (x + 1, 17.4),
-            width - 2,
-            16.6,
-            boxstyle="round,pad=0,rounding_size=1",
-            fc="none",
-            ec="#AAAAAA",
-            ls=(0, (2, 2)),
-            lw=0.8,
-        )
-    )
-    for y, name, label in (
-        (7, "patch_embed", "patch embed"),
-        (18.6, "attention", "attention"),
-        (26.6, "mix_ffn", "Mix-FFN"),
-    ):
+    ax.add_patch(FancyBboxPatch((x + 1, 17.4), width - 2, 16.6, boxstyle="round,pad=0,rounding_size=1",
+                                fc="none", ec="#AAAAAA", ls=(0, (2, 2)), lw=0.8))
+    for y, name, label in ((7, "patch_embed", "patch embed"), (18.6, "attention", "attention"),
+                           (26.6, "mix_ffn", "Mix-FFN")):
         _box(ax, (x + 1.4, y), (width - 2.8, 6.4), label, name in lit)
     _arrow(ax, (x + width / 2, 13.4), (x + width / 2, 17.6))
     _arrow(ax, (x + width / 2, 34.2), (x + width / 2, 45.6))
     ax.text(x + width / 2 + 1.2, 40.6, f"F{i + 1}", fontsize=8, va="center", color="#444444")
     ax.text(x + width - 1.4, 15.4, "× L", ha="right", fontsize=7, va="center", color="#777777")
     if i < 3:  # on to the next, smaller stage: right, down the gap, into its patch embedding
-        ax.plot(
-            [x + width / 2, x + 21.5, x + 21.5],
-            [37.6, 37.6, 10.2],
-            color="#888888",
-            lw=1.1,
-            solid_joinstyle="round",
-        )
+        ax.plot([x + width / 2, x + 21.5, x + 21.5], [37.6, 37.6, 10.2], color="#888888", lw=1.1,
+                solid_joinstyle="round")
         _arrow(ax, (x + 21.4, 10.2), (x + 25.3, 10.2))
 
 
 def _box(ax, corner: tuple[float, float], size: tuple[float, float], label: str, lit: bool) -> None:
-    ax.add_patch(
-        FancyBboxPatch(
-            corner,
-            *size,
-            boxstyle="round,pad=0,rounding_size=1.2",
-            lw=1.6 if lit else 0.9,
-            fc=COLOURS["orange"] if lit else "white",
-            ec="#8A5A00" if lit else "#999999",
-        )
-    )
-    ax.text(
-        corner[0] + size[0] / 2,
-        corner[1] + size[1] / 2,
-        label,
-        ha="center",
-        va="center",
-        fontsize=7.2,
-        color="black" if lit else "#555555",
-        fontweight="bold" if lit else "normal",
-    )
+    ax.add_patch(FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=1.2", lw=1.6 if lit else 0.9,
+                                fc=COLOURS["orange"] if lit else "white", ec="#8A5A00" if lit else "#999999"))
+    ax.text(corner[0] + size[0] / 2, corner[1] + size[1] / 2, label, ha="center", va="center", fontsize=7.2,
+            color="black" if lit else "#555555", fontweight="bold" if lit else "normal")
 
 
 def _arrow(ax, start: tuple[float, float], end: tuple[float, float]) -> None:
-    ax.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=8,
-            color="#888888",
-            lw=1.1,
-            shrinkA=0,
-            shrinkB=0,
-            zorder=4,
-        )
-    )
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, color="#888888", lw=1.1,
+                                 shrinkA=0, shrinkB=0, zorder=4))
 
 
 def _picture(ax, pixels: np.ndarray, corner: tuple[float, float], name: str, lit: Sequence[str]) -> None:

@@ -92,7 +92,7 @@ def erf_explorer(probes: Mapping[str, Any], image, masks: Mapping | None = None,
             return
         mask = (masks or {}).get(network.value)
         picture.value = png(erf_view(image, field, mask, palette))
-        if mask is not None and classes:
+        if mask is not None and palette is not None and classes:
             key.value = colour_key(mask, classes, palette)
         words.value = escape(f"{network.value}, {field.layer}, {field.scalar}, pixel {field.pixel}: half of the mass "
                              f"in a square of {field.side(0.5)} px, 95 % in one of {field.side(0.95)} px; "

@@ -38,12 +38,13 @@ class Resized(Dataset):
         if index in self.kept:
             image, label = self.kept[index]
             return image, type(label)(label.long())
-        image, label = resize_short_side(*self.dataset[index], self.short_side)
+        image, label = self.dataset[index]
+        image, label = resize_short_side(image, label, self.short_side)
         if self.keep:
             self.kept[index] = image, type(label)(label.to(torch.uint8))
         return image, label
 
-    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, ...]:
         position, index = position_and_index
         image, label = self.base(index)
         return image.as_subclass(Tensor), label.as_subclass(Tensor), chances(mix(self.seed, position, index))
@@ -56,7 +57,7 @@ class Augmented(Resized):
         super().__init__(dataset, short_side, seed)
         self.transform = augmentation(augment, size)
 
-    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, ...]:
         position, index = position_and_index
         # The CPU's generator alone: torch.manual_seed also visits every GPU's, which costs more than the mirror.
         torch.default_generator.manual_seed(mix(self.seed, position, index))
@@ -74,7 +75,8 @@ class StepBatches(Sampler):
                  processes: int = 1):
         self.length, self.batch_size, self.steps, self.seed, self.start = length, batch_size, steps, seed, start
         self.rank, self.processes = rank, processes
-        self.epoch, self.order = -1, []
+        self.epoch = -1
+        self.order: list[int] = []
 
     def __len__(self) -> int:
         return self.steps - self.start

@@ -3,8 +3,7 @@
 import io
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..files import beside
 from ..models import SegFormer, Segmenter, create_model
 from ..models.checkpoints import require_check_sums
 from .config import LARGEST_SIZE, require_own_classes
@@ -19,35 +19,6 @@ from .config import LARGEST_SIZE, require_own_classes
 WEIGHTS, CHECKPOINT, LOG, CONFIG = "model.safetensors", "checkpoint.pt", "log.jsonl", "config.json"
 KINDS = {"model": str, "model_options": dict, "classes": list, "palette": list, "size": int, "data": str,
          "data_options": dict}  # what the header of a run's weights holds
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises OSError in one line where `path` cannot be written: the disk is full, or the folder is closed to us."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(f"cannot write {path} ({reason}): make room there or choose another folder; "
-                      "what was there before is whole") from None
-
-
-@contextmanager
-def beside(path: str | Path) -> Iterator[Path]:
-    """The file to write in place of `path`, which it becomes once it is whole, in a folder made if need be.
-
-    A crash leaves the old file or the new one, never half of one. Raises OSError as `writing` does.
-    """
-    path = Path(path)
-    part = path.with_suffix(".part")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            part.replace(path)
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def save_model(model: nn.Module, path: str | Path, description: dict) -> None:
@@ -59,7 +30,7 @@ def save_model(model: nn.Module, path: str | Path, description: dict) -> None:
 
 
 def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
-    """The network in a run's folder or a .safetensors file, and its description.
+    """The network in a run's folder or a .safetensors file, its `classes` named, and its description.
 
     Arguments: `options` for `create_model`: the learner's own classes, if the run used any.
     Raises FileNotFoundError or ValueError (in one line) for what is missing, truncated, foreign or does not fit.
@@ -89,6 +60,7 @@ def load_model(path: str | Path, **options) -> tuple[Segmenter, dict]:
         first = str(error).splitlines()[1].strip()
         expected = f"{description['model']} with {len(description['classes'])} classes"
         raise ValueError(f"{path} does not fit {expected}: {first}") from None
+    model.classes = description["classes"]
     return model.eval(), description
 
 

@@ -85,10 +85,9 @@ class TrainConfig:
         """Raises ValueError for a setting that is not the kind of number it must be: whole, finite, not negative."""
         for setting in fields(self):
             value, kinds = getattr(self, setting.name), get_args(setting.type) or (setting.type,)
-            wanted = Integral if int in kinds else Real if float in kinds else object
-            if wanted is object or value is None and type(None) in kinds:
+            if not {int, float} & set(kinds) or value is None and type(None) in kinds:
                 continue
-            if not isinstance(value, wanted) or not 0 <= value < math.inf:
+            if not isinstance(value, Integral if int in kinds else Real) or not 0 <= float(value) < math.inf:
                 kind = "a whole number" if int in kinds else "a number"
                 raise ValueError(f"{setting.name} must be {kind} and not negative, got {str(value)[:40]}")
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .. import data
 from ..evaluation import Report, evaluate
+from ..files import beside, writing
 from ..models import Segmenter, create_model, preprocess
 from . import checkpoint, distributed
 from .batches import StepBatches, load, mix
@@ -121,14 +122,15 @@ class Training:
         model.encoder.requires_grad_(not config.freeze_encoder)
         # Channels last suits CUDA kernels; on a CPU the plain layout trains faster.
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model = model.to(device, memory_format=layout)
+        self.model: Segmenter = model.to(device=device).to(memory_format=layout)
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay, config.head_lr_mult)
         self.dtype = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
         self.settings = {**config.as_dict(), "steps": self.steps, "classes": classes, "images": images}
         self.folder = Path(distributed.from_first(str(resume or new_folder(config))))
-        self.done, self.history = 0, []
+        self.done = 0
+        self.history: list[dict] = []
         if resume:
             self._resume()
         elif (self.folder / checkpoint.CHECKPOINT).exists():
@@ -160,7 +162,7 @@ class Training:
                 # A gradient scaler looks for infinite gradients on purpose, and leaves out their step.
                 self.unchecked.append(loss if self.scaler.is_enabled() else loss + 0 * norm)
                 self.done, last = step + 1, step + 1 == self.steps
-                validate = not last and config.eval_every and self.done % config.eval_every == 0
+                validate = not last and config.eval_every > 0 and self.done % config.eval_every == 0
                 if self.done % 10 == 0 or last or validate:
                     self._log(loss, config.lr * factor, time.perf_counter() - began, validate)
                     bar.set_postfix(loss=f"{self.history[-1]['loss']:.3f}")
@@ -180,7 +182,7 @@ class Training:
             description |= {"palette": self.train_set.palette.tolist(), "size": self.config.short_side}
             checkpoint.save_model(self.model, self.folder / checkpoint.WEIGHTS, description)
             report = evaluate(self.model, self.val_set, self.config.short_side, progress=self.progress)
-            with checkpoint.writing(self.folder / "report.json"):
+            with writing(self.folder / "report.json"):
                 report.save(self.folder / "report.json")
             draw_loss(self.folder, self.history)
         distributed.from_first()
@@ -201,7 +203,7 @@ class Training:
             entry |= evaluate(self.model, self.val_set, self.config.short_side, progress=self.progress).summary()
         self.history.append(entry)
         if self.first:
-            with checkpoint.writing(self.folder / checkpoint.LOG), (self.folder / checkpoint.LOG).open("a") as log:
+            with writing(self.folder / checkpoint.LOG), (self.folder / checkpoint.LOG).open("a") as log:
                 log.write(json.dumps(entry) + "\n")
         if validate and self.first:
             draw_loss(self.folder, self.history)
@@ -245,7 +247,7 @@ class Training:
 
 
 def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tensor, factor: float,
-               config: TrainConfig, dtype: torch.dtype, count: float | None = None) -> tuple[Tensor, Tensor]:
+               config: TrainConfig, dtype: torch.dtype, count: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One optimiser step on uint8 images (B, 3, H, W) and labels (B, H, W).
 
     Arguments: `factor` on the learning rate; `config`: its loss and its `clip`; `count`: see `segmentation_loss`.
@@ -273,5 +275,5 @@ def _short(value) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with checkpoint.beside(path) as part:
+    with beside(path) as part:
         part.write_text(text)

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..models import interpolation, upsample
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255, count: float | None = None,
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255,
+                      count: float | Tensor | None = None,
                       class_weights: Sequence[float] | None = None, dice_weight: float = 0.0) -> Tensor:
     """Mean cross-entropy over the valid pixels of a batch; 0 (with zero gradients) when none is valid.
 

@@ -7,10 +7,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from ..evaluation import resize_for_model
+from ..files import beside
 from ..models import Segmenter
 from ..show.curves import loss_curve
 from ..show.masks import comparison
-from .checkpoint import beside
 
 
 def draw_loss(folder: Path, history: list[dict]) -> None:

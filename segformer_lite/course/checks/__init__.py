@@ -14,6 +14,7 @@ from .ch10 import patient_dice, patient_interval, rare_recipe
 from .ch11 import erf_map, erf_side, erf_spread, own_token_model
 from .ch12 import corrupted_score, retention, swap_pixels, wrong_elements
 from .ch13 import finetune_recipe, rater_agreement, shape_outline, window_starts
+from .ch14 import arithmetic_intensity, frozen_network, honest_ratio, interpolation_matrix
 from .ch15 import pyramid_model, segments, window_attention
 from .ch16 import (
     calm_prediction,
@@ -28,6 +29,7 @@ from .ch16 import (
 from .solved import progress, remembered
 
 __all__ = [
+    "arithmetic_intensity",
     "attention_model",
     "augment",
     "calm_prediction",
@@ -45,6 +47,9 @@ __all__ = [
     "fold_linear",
     "folded_network",
     "foreground_scores",
+    "frozen_network",
+    "honest_ratio",
+    "interpolation_matrix",
     "iou",
     "label_map",
     "labelled_loss",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...evaluation import confusion_matrix, iou_per_class
-from .expect import same, true
+from .expect import number, same, true
 
 
 class _Scenes:
@@ -63,7 +63,6 @@ def foreground_scores(function) -> None:
     true(isinstance(got, tuple | list) and len(got) == 2,
          "my_foreground_scores: expected the pair (labelled, ignored)")
     for which, ignored in (("labelled", False), ("ignored", True)):
-        value, right = float(got[ignored]), wanted[ignored]
         by_picture = [mean([m]) for m in counts(ignored)]
         slips = {"the two scores are exchanged": wanted[not ignored],
                  "a class that gives not a number was counted as 0": mean(counts(ignored), nan=0),
@@ -71,11 +70,7 @@ def foreground_scores(function) -> None:
                  "the mean of each picture's score: add up one matrix over the data set": np.mean(by_picture),
                  "pixels labelled 255 were counted": mean(counts(ignored, label_too=False)),
                  "a plain mean over a class that gives not a number: np.nanmean leaves it out": math.nan}
-        causes = [cause for cause, v in slips.items()
-                  if math.isclose(value, v, abs_tol=1e-6) or (math.isnan(value) and math.isnan(v))]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
-        true(math.isclose(value, right, abs_tol=1e-6),
-             f"my_foreground_scores, background {which}: expected {right:.4f}, got {value:.4f}.{hint}")
+        number(got[ignored], wanted[ignored], f"my_foreground_scores, background {which}", slips.items(), within=1e-6)
     print(f"my_foreground_scores: correct; {wanted[0]:.2f} with the background labelled, "
           f"{wanted[1]:.2f} with it ignored.")
 
@@ -157,12 +152,8 @@ def panoptic_quality(function) -> None:
         label, prediction = _ids(rows), _ids(others)
         what = f"my_panoptic_quality of label {rows!r} and prediction {others!r} (v is 255)"
         got = function(prediction.clone(), label.clone())
-        true(got is not None, f"{what}: got None; is a `return` missing?")
-        wanted, value = _pq(prediction, label), float(got)
-        causes = [cause for cause, slip in slips.items()
-                  if math.isclose(value, _pq(prediction, label, **slip), abs_tol=1e-5)]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
-        true(math.isclose(value, wanted, abs_tol=1e-5), f"{what}: expected {wanted:.4f}, got {value:.4f}.{hint}")
+        wrong = ((cause, _pq(prediction, label, **slip)) for cause, slip in slips.items())
+        number(got, _pq(prediction, label), what, wrong, within=1e-5)
     empty = torch.zeros(3, 4, dtype=torch.int64)
     for label, prediction in ((empty, empty), (empty + 255, empty + 1)):
         value = function(prediction.clone(), label.clone())

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models import SegFormer, create_model, upsample
-from .expect import same, true
+from .expect import likely, same, true
 
 
 def unet_side(function) -> None:
@@ -20,7 +20,7 @@ def unet_side(function) -> None:
         wanted, got = _side(side, poolings), function(side, poolings)
         if got != wanted:
             causes = [cause for slip, cause in SIDE_SLIPS.items() if _side(side, poolings, slip) == got]
-            hint = f" Likely cause: {causes[0]}." if causes else ""
+            hint = likely(causes)
             raise AssertionError(f"my_unet_side({side}, poolings={poolings}): expected {wanted}, got {got}.{hint}")
     print("my_unet_side: correct for twelve sizes, three of which do not fit.")
 
@@ -100,7 +100,7 @@ def unet_count(function) -> None:
         true(got is not None, "my_unet_count: got None; is a `return` missing?")
         if int(got) != counted:
             causes = [cause for flag, cause in COUNT_SLIPS.items() if _count(width, classes, flag) == int(got)]
-            hint = f" Likely cause: {causes[0]}." if causes else f" That is {int(got) - counted:+,}."
+            hint = likely(causes) or f" That is {int(got) - counted:+,}."
             raise AssertionError(f"my_unet_count(width={width}, num_classes={classes}): expected {counted:,}, "
                                  f"got {int(got):,}.{hint}")
     print(f"my_unet_count: correct; {_count(64, 2):,} at the original width with two classes.")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...models import OverlapPatchEmbed, SegFormer, create_model
-from .expect import pairs, same, true
+from .expect import likely, pairs, same, true
 
 RELEASED = ((7, 4), (3, 2), (3, 2), (3, 2))  # kernel, stride of the four stages
 
@@ -21,16 +21,14 @@ def stage_sizes(function) -> None:
         got = pairs(got, f"my_stage_sizes, {height} x {width} px")
         if got != wanted:
             slips = {
-                "rounding down: a padded convolution rounds up": [
-                    (height // s, width // s) for s in (4, 8, 16, 32)
-                ],
+                "rounding down: a padded convolution rounds up": [(height // s, width // s) for s in (4, 8, 16, 32)],
                 "height and width are exchanged": [(w, h) for h, w in wanted],
                 "every stage halves: the first divides by 4": [
                     (-(-height // s), -(-width // s)) for s in (2, 4, 8, 16)
                 ],
             }
             causes = [cause for cause, result in slips.items() if result == got]
-            hint = f" Likely cause: {causes[0]}." if causes else ""
+            hint = likely(causes)
             raise AssertionError(f"{height} x {width} px: expected {wanted}, got {got}.{hint}")
     print("my_stage_sizes: correct for five sizes, odd ones among them.")
 
@@ -38,12 +36,7 @@ def stage_sizes(function) -> None:
 def patchify(function) -> None:
     """`function(image, size)`: (B, C, H, W) -> (B, H/size, W/size, C*size*size), in a conv's order."""
     generator = torch.Generator().manual_seed(0)
-    for b, c, height, width, size in (
-        (1, 1, 4, 4, 2),
-        (2, 3, 8, 12, 4),
-        (1, 2, 15, 6, 3),
-        (3, 3, 32, 16, 16),
-    ):
+    for b, c, height, width, size in ((1, 1, 4, 4, 2), (2, 3, 8, 12, 4), (1, 2, 15, 6, 3), (3, 3, 32, 16, 16)):
         image = torch.randn(b, c, height, width, generator=generator)
         h, w = height // size, width // size
         rows = image.reshape(b, c, h, size, w, size)  # axes: b c h y w x
@@ -68,28 +61,16 @@ def patchify(function) -> None:
         got = function(image.clone(), size)
         same(got, wanted, what, slips)
         conv = nn.Conv2d(c, 5, size, size)
-        same(
-            F.linear(got, conv.weight.flatten(1), conv.bias),
-            conv(image).permute(0, 2, 3, 1),
-            what + " then Linear",
-        )
+        same(F.linear(got, conv.weight.flatten(1), conv.bias), conv(image).permute(0, 2, 3, 1), what + " then Linear")
     print("my_patchify: correct; a Linear on your patches equals the strided convolution.")
 
 
 def coverage(function) -> None:
     """`function(height, width, kernel, stride)` -> (H', W'), the share of each window on real pixels."""
-    for height, width, kernel, stride in (
-        (16, 16, 7, 4),
-        (65, 97, 7, 4),
-        (16, 24, 3, 2),
-        (9, 7, 3, 2),
-        (8, 8, 5, 3),
-    ):
+    for height, width, kernel, stride in ((16, 16, 7, 4), (65, 97, 7, 4), (16, 24, 3, 2), (9, 7, 3, 2), (8, 8, 5, 3)):
 
         def share(pad: int, h: int = height, w: int = width, k: int = kernel, s: int = stride):
-            return (
-                F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, k, k), stride=s, padding=pad)[0, 0] / k**2
-            )
+            return (F.conv2d(torch.ones(1, 1, h, w), torch.ones(1, 1, k, k), stride=s, padding=pad)[0, 0] / k**2)
 
         wanted = share(kernel // 2)
         across = share(kernel // 2, h=10_000)[1:2] * torch.ones_like(wanted)
@@ -140,10 +121,7 @@ def plain_model(model) -> None:
             f"stage {number}: one changed pixel must change the one token [1, 2], it changed {where}; "
             f"with kernel = stride = {stride} and no padding no two windows share a pixel",
         )
-        true(
-            before.mean(-1).abs().max() < 1e-4,
-            f"stage {number}: tokens are not normalised; is `self.norm` called?",
-        )
+        true(before.mean(-1).abs().max() < 1e-4, f"stage {number}: tokens are not normalised; is `self.norm` called?")
     logits = model.eval()(torch.randn(1, 3, 64, 96, generator=generator))
     true(
         tuple(logits.shape) == (1, 5, 16, 24),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...models import EfficientSelfAttention, SegFormer
-from .expect import pairs, same, true
+from .expect import likely, pairs, same, true
 
 
 def _run(function, what: str, advice: str):
@@ -125,7 +125,7 @@ def strip_of_key(function) -> None:
         }
         if sorted(got) != wanted:
             causes = [cause for cause, places in slips.items() if sorted(places) == sorted(got)]
-            hint = f" Likely cause: {causes[0]}." if causes else ""
+            hint = likely(causes)
             raise AssertionError(f"W = {width}, R = {reduction}, key {key}: expected {_short(wanted)}, "
                                  f"got {_short(got)}.{hint}")
     print("my_strip_of_key: correct for six cases; two of them wrap into the next row.")

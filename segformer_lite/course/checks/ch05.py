@@ -7,7 +7,7 @@ from torch import nn
 from ...analysis.position import position_spread
 from ...models import MixFFN, SegFormer
 from ...models.variants import MLPFFN, FullConvFFN
-from .expect import a_class, same, true
+from .expect import a_class, likely, same, true
 
 
 def depthwise(function) -> None:
@@ -31,7 +31,7 @@ def depthwise(function) -> None:
                                                             padding=0)),
             ("no padding: add one row and one column of zeros on every side", by(weight, padding=0)),
             ("the channels are summed, as a full convolution does", by(weight.expand(c, c, 3, 3), groups=1)),
-        )  # fmt: skip
+        )
         same(function(x.clone(), weight.clone()), by(weight), f"my_depthwise({b} x {c} x {height} x {width})", slips)
     print("my_depthwise: correct; nine shifts, nine weights per channel, equal to the grouped convolution.")
 
@@ -55,9 +55,7 @@ def mix_ffn(cls) -> None:
             mine.load_state_dict(reference.state_dict(), strict=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise AssertionError(
-                f"{name}({dim}, {expansion}): the weights of MixFFN do not fit: {reason}"
-            ) from None
+            raise AssertionError(f"{name}({dim}, {expansion}): the weights of MixFFN do not fit: {reason}") from None
         x = torch.randn(2, height, width, dim)
         what = f"{name}({dim}, {expansion}) on {tuple(x.shape)}"
         try:
@@ -100,7 +98,7 @@ def _mix_ffn_slips(ffn: MixFFN, x: torch.Tensor) -> list[tuple[str, torch.Tensor
          tail(ffn.dwconv(hidden.permute(0, 3, 1, 2)).reshape(hidden.shape))),
         ("height and width are exchanged on the way", tail(turned)),
         ("padding=1 is missing", tail(unpadded.permute(0, 2, 3, 1))),
-    ]  # fmt: skip
+    ]
 
 
 def ffn_counts(function) -> None:
@@ -108,7 +106,7 @@ def ffn_counts(function) -> None:
     names = ("Mix-FFN", "the full convolution", "the plain MLP")
     for dim, expansion in ((256, 4), (32, 8), (7, 3)):
         counts = [sum(p.numel() for p in kind(dim, expansion).parameters())
-                  for kind in (MixFFN, FullConvFFN, MLPFFN)]  # fmt: skip
+                  for kind in (MixFFN, FullConvFFN, MLPFFN)]
         hidden, maps = dim * expansion, 2 * dim * dim * expansion
         slips = {
             "the biases are missing": (maps + 9 * hidden, dim * dim + 9 * dim * hidden + hidden * dim, maps),
@@ -118,14 +116,14 @@ def ffn_counts(function) -> None:
             "the report widens inside its convolution: its first map is dim -> dim":
                 (None, maps + hidden + dim + 9 * hidden * hidden + hidden, None),
             "the convolution's biases are missing": (counts[0] - hidden, counts[1] - hidden, None),
-        }  # fmt: skip
+        }
         got = function(dim, expansion)
         true(got is not None, "my_ffn_counts: got None; is a `return` missing?")
         true(len(got) == 3, f"my_ffn_counts: expected three counts, got {got}")
         for i, (name, wanted, mine) in enumerate(zip(names, counts, got, strict=True)):
             if mine != wanted:
                 causes = [cause for cause, results in slips.items() if results[i] == mine]
-                hint = f" Likely cause: {causes[0]}." if causes else ""
+                hint = likely(causes)
                 raise AssertionError(
                     f"my_ffn_counts(dim={dim}, expansion={expansion}), {name}: expected {wanted:,}, got {mine:,}.{hint}"
                 )
@@ -144,7 +142,7 @@ def leak_free(model) -> None:
                 f"stage {number}: Mix-FFN has lost its 3x3 convolution with padding 1; change only how it pads",
             )
     zeros = [name for name, part in model.named_modules()
-             if isinstance(part, nn.Conv2d) and part.padding != (0, 0) and part.padding_mode == "zeros"]  # fmt: skip
+             if isinstance(part, nn.Conv2d) and part.padding != (0, 0) and part.padding_mode == "zeros"]
     for stage, spread in enumerate(position_spread(encoder, 64), start=1):
         kinds = {"a patch embedding" if "patch_embed" in name else "a Mix-FFN" for name in zeros}
         cause = f" Likely cause: {' and '.join(sorted(kinds))} still pads with zeros, {zeros[0]}." if zeros else ""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ...models import MixTransformer, SegFormer, TransformerBlock
 from ...models.segformer import KERNELS, REDUCTION_STRIDES, VARIANTS
-from .expect import a_class, same, true
+from .expect import a_class, likely, same, true
 
 TABLE_6 = (8, 8, 4, 4)  # the expansions as printed
 
@@ -129,7 +129,7 @@ def encoder_count(function) -> None:
         true(got is not None, "my_encoder_count: got None; is a `return` missing?")
         if int(got) != wanted:
             causes = [cause for flag, cause in SLIPS.items() if _count(dims, depths, expansions, slip=flag) == int(got)]
-            hint = f" Likely cause: {causes[0]}." if causes else f" That is {int(got) - wanted:+,}."
+            hint = likely(causes) or f" That is {int(got) - wanted:+,}."
             raise AssertionError(f"my_encoder_count, {name}: expected {wanted:,}, got {int(got):,}.{hint}")
     print("my_encoder_count: correct for B0, B2, B5, the encoder of Table 6, and one that nobody has built.")
 
@@ -184,7 +184,7 @@ def printed_encoder(model) -> None:
                  "doubled in stages 3 and 4 instead of 1 and 2": [4.0] * 4 + [8.0] * 4,
                  "doubled in stage 1 only: stage 2 has 64 channels": [8.0] * 2 + [4.0] * 6}
         causes = [cause for cause, values in slips.items() if values == found]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
+        hint = likely(causes)
         got, due = (", ".join(f"{e:.3g}" for e in values) for values in (found, wanted))
         raise AssertionError(f"the Mix-FFNs of the eight blocks expand by {got}, expected {due}.{hint}")
     count = sum(p.numel() for p in model.encoder.parameters())

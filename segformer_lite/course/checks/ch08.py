@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...data import ChestCT
-from .expect import same, true
+from .expect import likely, same, true
 
 
 def run_lengths(function) -> None:
@@ -187,5 +187,5 @@ def _write_ct(root: Path, slices: dict[str, int]) -> None:
 def _compare(got: list[int], wanted: list[int], what: str, slips: dict[str, list[int]]) -> None:
     """Lists of numbers, compared as `expect.same` compares tensors."""
     causes = [cause for cause, result in slips.items() if result == got]
-    hint = f" Likely cause: {causes[0]}." if causes else ""
+    hint = likely(causes)
     true(got == wanted, f"{what}: expected {wanted}, got {got}.{hint}")

@@ -7,7 +7,7 @@ import torch
 
 from ...evaluation.metrics import connected_components
 from ...training import TrainConfig, class_weights
-from .expect import same, true
+from .expect import number, same, true
 
 
 def mean_iou(function) -> None:
@@ -19,8 +19,8 @@ def mean_iou(function) -> None:
         for background in (True, False):
             confusion = np.array(rows)
             wanted = _mean_iou(confusion, background)
-            _number(function(confusion.copy(), background), wanted,
-                    f"my_mean_iou, {name}, background={background}", _slips(confusion, background))
+            number(function(confusion.copy(), background), wanted,
+                    f"my_mean_iou, {name}, background={background}", _slips(confusion, background).items())
     print("my_mean_iou: correct, with and without background, with absent classes.")
 
 
@@ -55,7 +55,7 @@ def region_score(function) -> None:
             "wrong only if background: another class is wrong too":
                 np.mean(sum((_shares(p > 0, q == c) for c in shares), [])),
         }
-        _number(function(p.clone(), q.clone()), float(np.mean(every)), f"my_region_score, {name}", slips)
+        number(function(p.clone(), q.clone()), float(np.mean(every)), f"my_region_score, {name}", slips.items())
     nothing = function(empty.clone(), empty.clone())
     true(nothing is not None and math.isnan(float(nothing)),
          f"my_region_score of a picture without a region: expected nan (nothing to find), got {nothing}")
@@ -142,6 +142,7 @@ def _slips(confusion: np.ndarray, background: bool) -> dict[str, float]:
     iou, only_objects = _iou(confusion), np.vstack([0 * confusion[:1], confusion[1:]])
     false_alarms = "and false alarms with them: leave class 0 out of the mean, not out of the counts"
     return {
+        "0 / 0 of a class that is nowhere: leave it out of the mean": math.nan,
         "the background was counted (class 0 is for `background=True`)": np.nanmean(iou),
         "the background was left out": np.nanmean(iou[1:]),
         f"pixels labelled background were thrown away, {false_alarms}": _mean_iou(only_objects, background),
@@ -159,19 +160,3 @@ def _shares(right: torch.Tensor, labelled: torch.Tensor) -> list[float]:
     """Share of right pixels of each region of a bool (H, W) map."""
     regions = connected_components(labelled.numpy())
     return [float(right.numpy()[regions == n].mean()) for n in range(1, regions.max() + 1)]
-
-
-def _number(got, wanted: float, what: str, slips: dict[str, float]) -> None:
-    """Raise AssertionError unless `got` is the number `wanted`; `slips`: likely cause -> the number it gives."""
-    true(got is not None, f"{what}: got None; is a `return` missing?")
-    try:
-        got = float(got)
-    except (TypeError, ValueError):
-        raise AssertionError(f"{what}: expected one number, got {type(got).__name__}") from None
-    if math.isclose(got, wanted, abs_tol=1e-4):
-        return
-    causes = [cause for cause, result in slips.items() if math.isclose(got, float(result), abs_tol=1e-4)]
-    if math.isnan(got):
-        causes = ["0 / 0 of a class that is nowhere: leave it out of the mean"]
-    hint = f" Likely cause: {causes[0]}." if causes else ""
-    raise AssertionError(f"{what}: expected {wanted:.4f}, got {got:.4f}.{hint}")

@@ -7,7 +7,7 @@ import torch
 
 from ...data import open_dataset
 from ...training import TrainConfig, class_weights
-from .expect import true
+from .expect import likely, number, true
 
 
 def patient_dice(function) -> None:
@@ -32,7 +32,7 @@ def patient_dice(function) -> None:
                  ("that is IoU: Dice is 2 I / (P + L)", _iou(p, q)),
                  ("pixels labelled 255 count: nobody knows what they show, leave them out",
                   _dice(predictions == c, labels == c)))
-        _number(function(predictions.clone(), labels.clone(), c), _dice(p, q), f"my_dice of {slices} slices", slips)
+        number(function(predictions.clone(), labels.clone(), c), _dice(p, q), f"my_dice of {slices} slices", slips)
     nobody = function(torch.zeros(2, 3, 3, dtype=torch.long), torch.zeros(2, 3, 3, dtype=torch.long), 1)
     true(math.isnan(float(nobody)), "my_dice of a patient without the organ, where none was predicted either: "
          f"expected nan (nothing to measure), got {float(nobody):g}")
@@ -69,7 +69,7 @@ def patient_interval(function) -> None:
         if max(abs(low - wanted[0]), abs(high - wanted[1])) > near:
             gaps = {cause: max(abs(low - a), abs(high - b)) for cause, (a, b) in slips}
             cause = min(gaps, key=gaps.get)
-            hint = f" Likely cause: {cause}." if gaps[cause] < 3 * near else ""
+            hint = likely([cause] if gaps[cause] < 3 * near else [])
             true(False, f"{what}, {case}: expected about {wanted[0]:.3f} to {wanted[1]:.3f}, got {low:.3f} to "
                  f"{high:.3f}.{hint}")
     print("my_interval: correct; patients were drawn, and it is as wide as they are few.")
@@ -98,7 +98,7 @@ def rare_recipe(config) -> None:
     if not np.allclose(weights, wanted, rtol=1e-3):
         causes = [c for c, slip in slips.items() if np.allclose(weights, slip, rtol=1e-3)]
         true(False, f"my_recipe: expected the weights {wanted.round(2).tolist()}, got {weights.round(2).tolist()}."
-             + (f" Likely cause: {causes[0]}." if causes else ""))
+             + likely(causes))
     same = {key: value for key, value in config.as_dict().items() if value != getattr(preset, key)}
     others = sorted(set(same) - {"size", "batch_size", "class_weights", "name", "seed", "folder"})
     true(not others, f"my_recipe: {', '.join(others)} differ from the preset too; change three settings only")
@@ -112,15 +112,6 @@ def _dice(p, q) -> float:
 
 def _iou(p, q) -> float:
     return float((p & q).sum()) / float((p | q).sum())
-
-
-def _number(got, wanted: float, what: str, slips) -> None:
-    true(got is not None, f"{what}: got None; is a `return` missing?")
-    got = float(got)
-    if abs(got - wanted) < 1e-4:
-        return
-    causes = [cause for cause, value in slips if abs(got - value) < 1e-4]
-    true(False, f"{what}: expected {wanted:.4f}, got {got:.4f}." + (f" Likely cause: {causes[0]}." if causes else ""))
 
 
 def _interval(values, weights=None, share: float = 0.95) -> tuple[float, float]:

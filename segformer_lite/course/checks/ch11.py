@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...analysis import Probe, ReceptiveField
 from ...models import EfficientSelfAttention, SegFormer
-from .expect import same, true
+from .expect import likely, same, true
 
 
 class Squares(nn.Module):
@@ -87,7 +87,7 @@ def erf_side(function) -> None:
         true(got is not None, f"{what}: got None; is a `return` missing?")
         true(isinstance(got, int | float | np.number | Tensor), f"{what}: expected a number, got {type(got).__name__}")
         causes = [cause for cause, value in slips.items() if value == got]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
+        hint = likely(causes)
         true(float(got) == wanted, f"{what}: expected {wanted}, got {float(got):g}.{hint}")
     print("my_side: correct for four fields, also where the pixel is not in the middle.")
 
@@ -114,7 +114,7 @@ def erf_spread(function) -> None:
         true(got is not None, f"{what}: got None; is a `return` missing?")
         got = float(got)
         causes = [cause for cause, value in slips.items() if math.isclose(value, got, rel_tol=1e-6)]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
+        hint = likely(causes)
         true(math.isclose(got, wanted, rel_tol=1e-6), f"{what}: expected {wanted:.4f} px, got {got:.4f}.{hint}")
     print("my_spread: correct for five stacks, strides among them.")
 

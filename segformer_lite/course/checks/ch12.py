@@ -6,7 +6,7 @@ from torch import nn
 
 from ...analysis.corruptions import FAMILIES, Corrupted, counted
 from ...evaluation import evaluate
-from .expect import same, true
+from .expect import number, same
 
 
 def swap_pixels(function) -> None:
@@ -48,7 +48,7 @@ def retention(function) -> None:
                  ("upside down: the corrupted mIoU is divided by the clean one", clean / mean),
                  ("that is what is lost, not what is kept", 1 - mean / clean))
         number(function({name: list(v) for name, v in scores.items()}, clean), mean / clean,
-               f"my_retention of {len(names)} corruption{'s' * (len(names) > 1)}", slips)
+               f"my_retention of {len(names)} corruption{'s' * (len(names) > 1)}", slips, within=1e-6)
     print("my_retention: correct; each corruption weighs the same.")
 
 
@@ -96,7 +96,8 @@ def corrupted_score(function) -> None:
                  ("one severity only", (3,), size), ("one severity only", (1,), size),
                  ("the size is missing: the network must see the pictures at `size` px", counted(name), None))
         number(function(model, dataset, name, size), score(name, counted(name), size),
-               f"my_score under {name} at {size} px", ((cause, score(name, *how)) for cause, *how in slips))
+               f"my_score under {name} at {size} px", ((cause, score(name, *how)) for cause, *how in slips),
+               within=1e-6)
     print("my_score: correct; the severities that count, at the size that was trained.")
 
 
@@ -117,16 +118,3 @@ def wrong_elements(function) -> None:
         same(function(dict(wrong), angles, elements), error, f"my_error with {wrong}, {angles} angles and {elements} "
              "elements", slips)
     print("my_error: correct; every column of it becomes a ring.")
-
-
-def number(got, wanted: float, what: str, slips) -> None:
-    """Raise AssertionError unless `got` is the number wanted; slips: (likely cause, the number it gives), asked
-    only then."""
-    true(got is not None, f"{what}: got None; is a `return` missing?")
-    try:
-        got = float(got)
-    except (TypeError, ValueError):
-        true(False, f"{what}: expected a number, got {type(got).__name__}")
-    if abs(got - wanted) > 1e-6:
-        cause = next((cause for cause, value in slips if abs(got - value) < 1e-6), None)
-        true(False, f"{what}: expected {wanted:.4f}, got {got:.4f}." + (f" Likely cause: {cause}." if cause else ""))

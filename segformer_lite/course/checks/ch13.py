@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from ...models import SegFormer, create_model
 from ...training import TrainConfig, train
-from .expect import pairs, true
+from .expect import likely, number, pairs, true
 
 
 def window_starts(function) -> None:
@@ -84,12 +84,7 @@ def rater_agreement(function) -> None:
                   _mean([_mean([_dice(p, q, c) for p, q in zip(a, b, strict=True)])
                          for a, b in combinations(maps, 2)])))
         got = function(maps.copy(), c)
-        true(got is not None, f"{what}: got None; is a `return` missing?")
-        wanted, got = _mean(ordered), float(got)
-        if not abs(got - wanted) < 1e-6:
-            causes = [cause for cause, value in slips if abs(got - value) < 1e-6]
-            hint = f" Likely cause: {causes[0]}." if causes else ""
-            true(False, f"{what}: expected {wanted:.4f}, got {got:.4f}.{hint}")
+        number(got, _mean(ordered), what, slips, within=1e-6)
     drawn = np.zeros((3, 1, 4, 4), int)
     drawn[0, 0, 0] = drawn[1, 0, :2] = 2
     alone, wanted = float(function(drawn.copy(), 2)), _mean([_dice(a, b, 2) for a, b in combinations(drawn, 2)])
@@ -167,7 +162,7 @@ def _drawn(function, shape: dict, wanted: np.ndarray, slips, least: int = 3) -> 
         true(len(points) >= least, f"{what}: {len(points)} points, expected at least {least}")
         return
     causes = [cause for cause, slip in slips if _iou(drawn, slip) > 0.93]
-    hint = f" Likely cause: {causes[0]}." if causes else ""
+    hint = likely(causes)
     true(False, f"{what}: the outline encloses {int(drawn.sum())} pixels, expected {int(wanted.sum())}, of which it "
          f"has {int((drawn & wanted).sum())}.{hint}")
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .expect import same, true
+from .expect import likely, same, true
 
 
 def tokens_to_map(function) -> None:
@@ -190,7 +190,7 @@ def learning_rate(function) -> None:
 
         wanted = [right(s) for s in range(steps)]
         causes = [cause for cause, rates in slips.items() if close(got, rates)]
-        hint = f" Likely cause: {causes[0]}." if causes else ""
+        hint = likely(causes)
         first = next((s for s in range(steps) if not math.isclose(got[s], wanted[s], rel_tol=1e-4)), 0)
         true(close(got, wanted), f"my_rate(step={first}, steps={steps}, peak={peak}, warmup={warmup}): expected "
              f"{wanted[first]:.4g}, got {got[first]:.4g}.{hint}")

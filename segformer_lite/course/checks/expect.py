@@ -1,5 +1,6 @@
 """What every check says when an answer is wrong: what came, what was expected, what the likely cause is."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -18,18 +19,32 @@ def same(got, wanted: Tensor, what: str, slips: Iterable[tuple[str, Tensor]] = (
     shapes_agree = got.shape == wanted.shape
     if shapes_agree and torch.allclose(got.to(wanted.dtype), wanted, rtol=1e-4, atol=1e-5):
         return
-    causes = [
-        cause
-        for cause, result in slips
-        if got.shape == result.shape and torch.allclose(got.to(result.dtype), result, rtol=1e-4, atol=1e-5)
-    ]
-    hint = f" Likely cause: {causes[0]}." if causes else ""
+    causes = (cause for cause, result in slips if got.shape == result.shape
+              and torch.allclose(got.to(result.dtype), result, rtol=1e-4, atol=1e-5))
+    hint = likely(causes)
     if not shapes_agree:
         raise AssertionError(f"{what}: expected shape {tuple(wanted.shape)}, got {tuple(got.shape)}.{hint}")
     worst = (got.to(wanted.dtype) - wanted).abs().max().item()
-    raise AssertionError(
-        f"{what}: the shape is right, the numbers are not (largest difference {worst:.3g}).{hint}"
-    )
+    raise AssertionError(f"{what}: the shape is right, the numbers are not (largest difference {worst:.3g}).{hint}")
+
+
+def number(got, wanted: float, what: str, slips: Iterable[tuple[str, float]] = (), within: float = 1e-4) -> None:
+    """Raise AssertionError unless `got` is one number, `wanted` up to `within`; NaN is equal to NaN alone.
+
+    slips: (likely cause, the number it gives) for typical mistakes; they are asked only if `got` is wrong.
+    """
+    true(got is not None, f"{what}: got None; is a `return` missing?")
+    try:
+        got = float(got)
+    except (TypeError, ValueError):
+        raise AssertionError(f"{what}: expected one number, got {type(got).__name__}") from None
+
+    def gives(value: float) -> bool:
+        return math.isclose(got, value, rel_tol=0, abs_tol=within) or (math.isnan(got) and math.isnan(value))
+
+    if not gives(wanted):
+        hint = likely(cause for cause, value in slips if gives(float(value)))
+        raise AssertionError(f"{what}: expected {wanted:.4f}, got {got:.4f}.{hint}")
 
 
 def pairs(got, what: str) -> list[tuple[int, int]]:
@@ -40,6 +55,12 @@ def pairs(got, what: str) -> list[tuple[int, int]]:
     except (TypeError, ValueError):
         shown = " ".join(repr(got).split())[:60]
         raise AssertionError(f"{what}: expected pairs, as in [(1, 2), (3, 4)], got {shown}") from None
+
+
+def likely(causes: Iterable[str]) -> str:
+    """How a message ends: with the first of the causes that fit, if any does."""
+    cause = next(iter(causes), None)
+    return f" Likely cause: {cause}." if cause else ""
 
 
 def true(condition: bool, message: str) -> None:

@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 
 from ...data import course_folder
+from ...files import beside
 
 TESTS = ("SEGFORMER_TEST", "PYTEST_CURRENT_TEST")  # set while the course tests itself: nothing is remembered then
 
@@ -33,15 +34,13 @@ def remembered(check):
 
 
 def note(name: str) -> None:
-    """Write a check's name and today's date, unless it is there; beside, then renamed."""
+    """Write a check's name and today's date, unless it is there."""
     path = progress_file()
     if path is None or name in (solved := read(path)):
         return
-    beside = path.with_suffix(f".{os.getpid()}.part")
     try:
-        path.parent.mkdir(exist_ok=True)
-        beside.write_text(json.dumps({**solved, name: date.today().isoformat()}, indent=1), encoding="utf-8")
-        os.replace(beside, path)
+        with beside(path, shared=True) as part:  # two chapters may be open
+            part.write_text(json.dumps({**solved, name: date.today().isoformat()}, indent=1), encoding="utf-8")
     except OSError as error:
         print(f"(not remembered: {error})")  # a right answer stays right in a folder that cannot be written
 

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -38,7 +39,7 @@ def unpack_chest_ct(source: str | Path, folder: str | Path, progress: bool = Fal
         raise FileNotFoundError(f"{source} does not exist: expected the zip of kaggle.com/datasets/{KAGGLE}")
     try:
         with zipfile.ZipFile(source) as archive:
-            return _copy({i.filename: (i.file_size, lambda i=i: archive.read(i)) for i in archive.infolist()},
+            return _copy({i.filename: (i.file_size, partial(archive.read, i)) for i in archive.infolist()},
                          source, folder, progress)
     except BROKEN_ZIP as error:
         raise ValueError(f"{source} is no whole zip ({error}): download it again") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..base import choose
-from ..coco import _check_names, read_instances
+from ..coco import choose_names, read_instances
 from .fetch import (
     BROKEN_ZIP,
     NETWORK,
@@ -98,7 +98,7 @@ def download_coco(
     if missing and not agreed:
         what = f"{len(missing):,} of {len(pictures):,} photographs"
         _settle(folder, what, len(missing) * PICTURE_BYTES, agree)
-    recipe = {"images": images, "split": split, "classes": classes, "seed": seed}
+    recipe: dict[str, object] = {"images": images, "split": split, "classes": classes, "seed": seed}
     recipe["chosen"] = {name: len(subset["images"]) for name, subset in subsets.items()}
     write(folder / RECIPE, json.dumps(recipe, indent=1).encode())
 
@@ -118,7 +118,7 @@ def choose_subset(archive: Path, split: str, count: int | None, classes: list[st
     except (*BROKEN_ZIP, FileNotFoundError, KeyError) as error:
         raise ValueError(f"{archive} is damaged ({error}): delete it and run the same command again") from None
     names = [category["name"] for category in content["categories"]]
-    chosen = names if classes is None else _check_names(classes, names, archive)
+    chosen = names if classes is None else choose_names(classes, names, archive)
     wanted = {category["id"] for category in content["categories"] if category["name"] in chosen}
     with_object = {a["image_id"] for a in content["annotations"] if a["category_id"] in wanted}
     images = sorted((i for i in content["images"] if i["id"] in with_object), key=lambda image: image["id"])

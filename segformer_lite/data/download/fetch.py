@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ...files import beside
 from ..base import UNREADABLE
 
 NETWORK = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
@@ -74,11 +75,9 @@ def persist(attempt: Callable, stop: threading.Event | None = None):
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file beside its place, then rename it, so that it is never half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    """Write a file that is whole or not there."""
+    with beside(path) as part:
+        part.write_bytes(content)
 
 
 def require_room(folder: Path, size: int, what: str) -> None:

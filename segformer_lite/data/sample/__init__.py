@@ -12,15 +12,20 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from segformer_lite.data.sample.objects import CLASSES
-from segformer_lite.data.sample.phantom import Phantom
-from segformer_lite.data.sample.scenes import draw_scene
-from segformer_lite.data.sample.stage import Instance
+from .objects import CLASSES
+from .phantom import Phantom
+from .scenes import draw_scene
+from .stage import Instance
 
 MARKER = "sample.json"
 VERSION = 1  # raise it whenever the same arguments would give other files
 PATIENTS = 12
 MASK_JPEG = {"quality": 90, "subsampling": 0}  # artefacts at the borders, as in the Kaggle masks
+HEADER = {  # of the JSON files, with COCO's fields
+    "info": {"description": "Synthetic scenes in the layout of COCO 2017", "url": "", "version": str(VERSION),
+             "year": 2017, "contributor": "segformer-lite", "date_created": "2017/09/01"},
+    "licenses": [{"id": 1, "name": "MIT License", "url": "https://opensource.org/license/mit"}],
+}
 DEFAULT_COUNT = {"coco": 720, "chest_ct": 324}
 
 
@@ -86,20 +91,8 @@ def _write_coco(root: Path, count: int, seed: int, progress: bool) -> None:
     files = {}
     for name in ("train2017", "val2017"):
         (root / name).mkdir()
-        files[name] = {
-            "info": {
-                "description": "Synthetic scenes in the layout of COCO 2017",
-                "url": "",
-                "version": str(VERSION),
-                "year": 2017,
-                "contributor": "segformer-lite",
-                "date_created": "2017/09/01",
-            },
-            "licenses": [{"id": 1, "name": "MIT License", "url": "https://opensource.org/license/mit"}],
-            "images": [],
-            "annotations": [],
-            "categories": [{"supercategory": group, "id": i, "name": name} for name, (i, group, *_) in CLASSES.items()],
-        }
+        files[name] = {**HEADER, "images": [], "annotations": [], "categories": [
+            {"supercategory": group, "id": i, "name": name} for name, (i, group, *_) in CLASSES.items()]}
     annotation_id = 1
     for index, image_id in enumerate(tqdm(ids, "making the COCO sample", unit="image", disable=not progress)):
         image, instances = coco_scene(seed, index)
@@ -107,15 +100,8 @@ def _write_coco(root: Path, count: int, seed: int, progress: bool) -> None:
         file_name = f"{image_id:012d}.jpg"
         image.save(root / name / file_name, quality=90)
         files[name]["images"].append(
-            {
-                "license": 1,
-                "file_name": file_name,
-                "height": image.height,
-                "width": image.width,
-                "date_captured": "2017-09-01 00:00:00",
-                "id": image_id,
-            }
-        )
+            {"license": 1, "file_name": file_name, "height": image.height, "width": image.width,
+             "date_captured": "2017-09-01 00:00:00", "id": image_id})
         for instance in instances:
             annotation = annotate(instance)
             files[name]["annotations"].append(annotation | {"image_id": image_id, "id": annotation_id})

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from segformer_lite.data.sample.pen import Sprite, any_colour, curve, earthy, hsv, pale, shade, vivid
+from .pen import Sprite, any_colour, curve, earthy, hsv, pale, shade, vivid
 
 
 def person(pen: Sprite, rng: np.random.Generator) -> None:
@@ -110,12 +110,7 @@ def stop_sign(pen: Sprite, rng: np.random.Generator) -> None:
         "P": [(0, 1), (0, 0), (0.8, 0), (1, 0.25), (0.8, 0.55), (0, 0.55)],
     }
     for i, letter in enumerate("STOP"):
-        pen.line(
-            [(-0.7 + 0.38 * i + 0.26 * x, -0.27 + 0.54 * y) for x, y in letters[letter]],
-            0.1,
-            white,
-            solid=False,
-        )
+        pen.line([(-0.7 + 0.38 * i + 0.26 * x, -0.27 + 0.54 * y) for x, y in letters[letter]], 0.1, white, solid=False)
 
 
 def flying_bird(pen: Sprite, rng: np.random.Generator) -> None:
@@ -245,12 +240,7 @@ def pizza(pen: Sprite, rng: np.random.Generator) -> None:
     cheese = hsv(rng.uniform(0.08, 0.15), rng.uniform(0.3, 0.75), rng.uniform(0.75, 1))
     eaten = rng.uniform(0.1, 0.2) if rng.random() < 0.4 else 0
     start = rng.random()
-    for radius, colour in (
-        (0.97, shade(crust, 0.85)),
-        (0.92, crust),
-        (0.81, hsv(0.02, 0.75, 0.65)),
-        (0.77, cheese),
-    ):
+    for radius, colour in ((0.97, shade(crust, 0.85)), (0.92, crust), (0.81, hsv(0.02, 0.75, 0.65)), (0.77, cheese)):
         t = 2 * np.pi * np.linspace(start + eaten, start + 1, 60)
         wobble = radius * (1 + 0.02 * np.sin(7 * t + 9 * start))
         rim = np.stack([wobble * np.cos(t), wobble * np.sin(t)], 1)

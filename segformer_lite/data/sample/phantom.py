@@ -8,8 +8,8 @@ until the scanner's window maps them to 0..255.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segformer_lite.data.sample.pen import noise
-from segformer_lite.data.sample.scanner import SIDE, Scanner
+from .pen import noise
+from .scanner import SIDE, Scanner
 
 AIR, FAT, WATER, MUSCLE, CARTILAGE, SPONGY, BONE = -1000, -95, 10, 50, 110, 220, 750
 ORGANS = ("trachea", "heart", "lung")  # the red, green and blue channel of a mask

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from segformer_lite.data.sample.pen import noise
+from .pen import noise
 
 SIDE = 256  # pixels
 

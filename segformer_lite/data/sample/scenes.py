@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from segformer_lite.data.sample.objects import flying_bird
-from segformer_lite.data.sample.pen import any_colour, curve, earthy, hsv, pale
-from segformer_lite.data.sample.stage import Instance, Scene, box
+from .objects import flying_bird
+from .pen import any_colour, curve, earthy, hsv, pale
+from .stage import Instance, Scene, box
 
 SIZES = [(192, 144), (192, 144), (144, 192), (208, 160), (160, 160)]  # (width, height) in pixels
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segformer_lite.data.sample.objects import CLASSES
-from segformer_lite.data.sample.pen import Colour, Sprite, any_colour, earthy, hsv, noise, pale, shade
+from .objects import CLASSES
+from .pen import Colour, Sprite, any_colour, earthy, hsv, noise, pale, shade
 
 
 @dataclass
