@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +115,20 @@ def test_every_check_is_listed_once_under_its_chapter(course, capsys):
 
 def test_a_check_keeps_its_name_and_its_words():
     assert checks.run_lengths.__name__ == "run_lengths" and checks.run_lengths.__doc__ == ch08.run_lengths.__doc__
+
+
+def frames(error):
+    return [Path(frame.path).name for frame in error.traceback]
+
+
+def test_a_failed_check_shows_none_of_its_own_lines_and_all_of_the_learners():
+    with pytest.raises(AssertionError) as error:
+        checks.run_lengths(wrong)
+    assert "ch08.py" not in frames(error) and "expect.py" not in frames(error)
+
+    def doubtful(mask):
+        assert not len(mask), "my own thought"
+
+    with pytest.raises(AssertionError, match="my own thought") as error:
+        checks.run_lengths(doubtful)
+    assert frames(error)[-1] == Path(__file__).name and "ch08.py" in frames(error)

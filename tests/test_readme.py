@@ -24,12 +24,16 @@ def cells(path: Path) -> list[str]:
 
 
 @cache
-def chapters() -> dict[str, tuple[int, int, int]]:
-    """By number: minutes to read and run and of the exercises, as the title has them; how many exercises there are."""
+def chapters() -> dict[str, tuple[int, int, int, str]]:
+    """By number: minutes to read and run, minutes of the exercises, how many there are, and GB of memory.
+
+    The number of exercises is counted, all else is what the chapter's first cell says.
+    """
     found = {}
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         stated = re.search(r"About (\d+) minutes to read and run, (\d+)\s+more", " ".join(cells(path)[0].split()))
-        found[path.name[:2]] = int(stated[1]), int(stated[2]), len(boxes(path))
+        memory = re.search(r"([\d.]+) GB", cells(path)[0])
+        found[path.name[:2]] = int(stated[1]), int(stated[2]), len(boxes(path)), memory[1]
     return found
 
 
@@ -45,13 +49,13 @@ def rows(text: str, first: str) -> list[list[str]]:
     return [row for row in table if re.fullmatch(first, row[0])]
 
 
-def test_chapters_are_listed_with_the_minutes_of_their_titles():
-    listed = {row[0]: (row[1], row[3], row[4]) for row in rows(README.read_text(encoding="utf-8"), r"\d\d")}
+def test_chapters_are_listed_with_what_their_titles_say():
+    listed = {row[0]: (row[1], row[3:]) for row in rows(README.read_text(encoding="utf-8"), r"\d\d")}
     assert list(listed) == list(chapters())
-    for number, (link, minutes, exercises) in listed.items():
-        read, more, count = chapters()[number]
+    for number, (link, figures) in listed.items():
+        read, more, count, memory = chapters()[number]
         assert f"(notebooks/{number}_" in link
-        assert (minutes, exercises) == (f"{read} + {more}", str(count)), f"chapter {number} in the README's table"
+        assert figures == [f"{read} + {more}", str(count), memory], f"chapter {number} in the README's table"
 
 
 def test_the_minutes_of_a_title_are_the_sum_of_its_exercises():
@@ -70,7 +74,7 @@ def test_routes_are_sums_of_the_table():
         chosen = list(chapters()) if " to " in route else re.findall(r"\d\d", route)
         sums = [sum(chapters()[number][i] for number in chosen) for i in (0, 1)]
         assert (read, whole) == (clock(sums[0]), clock(sum(sums))), f"the route {route} in the README"
-    assert f"{sum(count for *_, count in chapters().values())} exercises, each" in text
+    assert f"{sum(count for _, _, count, _ in chapters().values())} exercises, each" in text
 
 
 def test_results_are_those_of_the_files():

@@ -2,7 +2,7 @@
 # # 00 · Train SegFormer from scratch and look at its masks
 #
 # About 20 minutes to read and run, 25 more for the exercises. The code takes about two minutes on
-# two CPU cores, well under one on a GPU, and about 1.5 GB of memory.
+# two CPU cores and about 1.5 GB of memory.
 
 # %% [markdown]
 # **What you build.** A network that says of every pixel what it belongs to, trained in front of
@@ -19,7 +19,9 @@
 # a reason gets its reason in a later chapter.
 #
 # `python3 course.py lab` opens a copy of this chapter in `work/` in which no cell has run yet. Run them
-# one after another; that way no result is there before you have guessed it.
+# one after another with Shift+Enter; that way no result is there before you have guessed it. The
+# first cell of every chapter prints a *mode*: fast means drawn pictures and short runs, for any
+# machine; full (`SEGFORMER_LITE_MODE=full`) the real data and a CUDA GPU.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import matplotlib.pyplot as plt

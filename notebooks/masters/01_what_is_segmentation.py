@@ -3,8 +3,8 @@
 #
 # About 45 minutes to read and run, 65 more for the exercises. The code itself takes about ten
 # seconds on one CPU core and about 1 GB of memory. No GPU is needed, and the modes fast and
-# full are the same here. If the sample has never been drawn on this machine, that takes another
-# minute, once.
+# full are the same here. If the sample has never been drawn on this machine, that takes a
+# quarter of a minute more, once.
 
 # %% [markdown]
 # **What you build.** Five answers to "what is in this picture?" out of one annotation file; the

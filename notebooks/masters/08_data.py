@@ -3,8 +3,8 @@
 #
 # About 45 minutes to read and run, 70 more for the exercises. The code takes about 20 seconds on
 # one CPU core and less than 2 GB of memory. No GPU is needed, and the modes fast and full are the
-# same here. If the two samples have never been drawn on this machine, that takes another minute,
-# once.
+# same here. If the two samples have never been drawn on this machine, that takes half a minute
+# more, once.
 
 # %% [markdown]
 # **What you build.** `TinyCoco`: a COCO data set in two dozen lines, from the JSON file to the
