@@ -9,12 +9,10 @@ most frequent class of the training pixels of that colour.
 
 import os
 import platform
-import time
 
 import numpy as np
 import torch
-import torchvision
-from record import RESULTS, write
+from record import RESULTS, versions, write
 
 import segformer_lite as sl
 from segformer_lite.cli import draw_results
@@ -56,22 +54,19 @@ def baselines(train_set, val_set) -> dict[str, list[dict[str, float]]]:
 
 
 def main() -> None:
-    results = {"command": "python benchmarks/sample_runs.py", "seeds": SEEDS, "torch": torch.__version__,
-               "torchvision": torchvision.__version__, "cpu": platform.processor() or platform.machine(),
-               "cores": os.cpu_count(), "device": "cuda" if torch.cuda.is_available() else "cpu", "sets": {}}
+    results = {"command": "python benchmarks/sample_runs.py", "seeds": SEEDS, **versions(),
+               "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+               "device": "cuda" if torch.cuda.is_available() else "cpu", "sets": {}}
     for name in ("sample-coco", "sample-chest-ct"):
         train_set, val_set = (sl.data.open_dataset(name, split) for split in ("train", "val"))
         rows = {**baselines(train_set, val_set), "segformer_b0": []}
-        seconds = []
         for seed in range(SEEDS):
-            began = time.perf_counter()
             run = sl.train(sl.TrainConfig.preset(name, seed=seed, name=f"{name}-seed{seed}"))
-            seconds.append(round(time.perf_counter() - began, 1))
             rows["segformer_b0"].append(run.report.summary())
-            print(f"{name}, seed {seed}, {seconds[-1]} s\n{run.report}\n")
+            print(f"{name}, seed {seed}\n{run.report}\n")
             if seed == 0:
                 draw_results(run.model, val_set, run.config.short_side, RESULTS / f"{name}.png")
-        results["sets"][name] = {"settings": sl.TrainConfig.preset(name).as_dict(), "seconds": seconds, "rows": rows}
+        results["sets"][name] = {"settings": sl.TrainConfig.preset(name).as_dict(), "rows": rows}
     for name, values in results["sets"].items():
         for row, runs in values["rows"].items():
             print(f"{name:16s} {row:14s}", "  ".join(

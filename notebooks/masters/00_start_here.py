@@ -279,16 +279,17 @@ show.figure(fig, alt=(
     "Three scenes the network has not trained on, each as picture, mask before training, mask "
     "after training and truth. Before training the masks are noise over the whole picture; after "
     "a minute large objects are covered by blobs, the pizzas in the right colour, clock and cat in "
-    "wrong ones; the car is hardly covered."))
+    "wrong ones; of the car at most pieces are covered, in wrong colours too."))
 
 # %% [markdown]
 # These are pictures from the validation set: the network has never seen them. Before training it
 # guesses without sense. After a minute it has found where *something* large is; outlines are soft and
 # small things are missing. What it is, it knows for the most common shapes only: here the pizzas are
-# right, and parts of the stop sign; clock and cat were given other classes, and the car was hardly
-# seen at all. (Your run may get others right.) So the truth lies between **B** and **C**. *Why.* The
-# loss counts pixels, so what is large and frequent is learned first. Patience moves the answer
-# towards **B**: `python3 course.py run` shows the network five times as many pictures.
+# right, and parts of the stop sign; clock and cat were given other classes, and the car was found in
+# pieces at best, and not as a car. (Your run may get others right.) So the truth lies between **B**
+# and **C**. *Why.* The loss counts pixels, so what is large and frequent is learned first. Patience
+# moves the answer towards **B**: `python3 course.py run` shows the network five times as many
+# pictures.
 
 # %% [markdown]
 # ## Measure

@@ -918,9 +918,9 @@ for stage, (before, after) in sharp.items():
 assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sharp.values())
 
 # %% [markdown]
-# Training sharpens the attention. After so short a run most of it happens in stages 3 and 4;
-# stages 1 and 2 usually still look at everything alike. Their tokens know little more than a few
-# pixels, so there is little yet to ask for.
+# Training sharpens the attention. After so short a run most of it happens in stages 3 and 4. Stage 1
+# still looks at everything nearly alike, and stage 2 has only begun to choose. Their tokens know
+# little more than a few pixels, so there is little yet to ask for.
 #
 # Where do the queries look? Light the scene, turned to grey, by the weights of the head that chooses
 # most sharply: bright at four times the mean weight, dim at the mean, nearly black at zero.

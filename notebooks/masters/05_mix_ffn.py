@@ -782,9 +782,9 @@ assert all((b[:, 0] < b[:, 3]).all() for b in (bands["Mix-FFN"], bands["Mix-FFN,
 
 # %% [markdown]
 # Both lines rise from the border to about 24 pixels and go no higher: near the border a thing is cut
-# off, and half of what surrounds it is missing. The two lines lie within each other's error bars in
-# every band. If knowing the border helped, zeros would be ahead on the left; they are not. On these
-# scenes the leak is real, and worth nothing that three seeds could show.
+# off, and half of what surrounds it is missing. The error bars of the two lines overlap in every
+# band. If knowing the border helped, zeros would be ahead on the left; they are not. On these scenes
+# the leak is real, and worth nothing that three seeds could show.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises

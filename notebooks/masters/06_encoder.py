@@ -849,10 +849,10 @@ show.figure(fig, alt=(
     "map shows the objects as areas of one colour."))
 
 # %% [markdown]
-# Other colours, and from $F_3$ on less of the picture. But where are the objects? To the eye,
-# training has done little. Ask with a number: **how much of what the tokens of a map differ in is
-# due to the class of their place?** Zero would mean that tokens on objects look like those on the
-# background, one that tokens of a class are all the same.
+# Other colours, and of the photograph less is left from $F_3$ on. But where are the objects? They
+# stand out no more than before: to the eye, training has done little. Ask with a number: **how much
+# of what the tokens of a map differ in is due to the class of their place?** Zero would mean that
+# tokens on objects look like those on the background, one that tokens of a class are all the same.
 #
 # <details>
 # <summary><b>Predict, then run.</b> How large is that share in $F_4$ after this short

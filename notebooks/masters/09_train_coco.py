@@ -824,11 +824,12 @@ def tilted_masks(picture, strengths):
 middle = int(order[25])
 show.figure(tilted_masks(middle, (0, 0.5, 1, 2)), alt=(
     "A scene, its label, and four masks: with a stronger tilt towards rare classes the painted areas "
-    "grow, over the objects first, then beyond them."))
+    "grow, over objects and beside them, until they cover much of the background."))
 
 # %% [markdown]
-# From left to right the painted area grows, first over the objects, then past them. A slider to try
-# other pictures and strengths:
+# From left to right the painted area grows, over objects and beside them, until it covers what is
+# plainly background. The tilt knows how frequent a class is, not where its objects are. A slider to
+# try other pictures and strengths:
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import FloatSlider, IntSlider, interact

@@ -649,9 +649,9 @@ show.figure(fig, colours=96, alt=(
 #
 # Before you thank attention, look at U-Net's number. Its fields come apart as well, *within* their
 # square: ReLUs and max pooling, too, open and close paths by content. The number says that fields
-# differ; only the pictures say where. What no convolution here does is to put a block of mass far
-# from the middle, as SegFormer does in some of the scenes. Whether such a block lies on something
-# that matters is another question.
+# differ; only the pictures say where. SegFormer's patch around the middle stays, and far from it
+# others come and go with the scene. DeepLabV3+'s wide cloud stays as a whole, and only brightens and
+# fades in places. Whether a bright place lies on something that matters is another question.
 
 # %% [markdown]
 # ## The streak of the strips
@@ -838,8 +838,8 @@ show.figure(fig, colours=160, alt=(
 # Rollout: the same through the stage, if nothing but attention moved anything. The field: which
 # pixels would change the result? Only the last is about everything between the pixels and the
 # place, and it too is local: it says what a *small* change would do, from where the picture is now.
-# (The fields of three classes share 0.90 here: the question *can* be asked, but after so short a
-# training the answers hardly differ.)
+# (The fields of three classes share most of their mass here: the question *can* be asked, but after
+# so short a training the answers differ little.)
 
 # %% [markdown]
 # ## Look for yourself

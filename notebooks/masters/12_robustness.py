@@ -631,11 +631,11 @@ for name, values in few.items():
 # %% [markdown]
 # From left to right the severities that count. Compare the rows. In the run stored here blur and
 # noise cost next to nothing: the slices have 256 pixels and are reduced to 96, which averages the
-# grain away and would have blurred the edges anyhow. Contrast and fog seem to leave four tenths.
-# But background everywhere has an mIoU of some 0.22 here (nine pixels of ten, one class of four):
-# at severity 5 hardly anything is recognised any more. Lungs are told by being black, and both lift
-# black to grey. So the family that hurts depends on the task and on the size, and for this network
-# noise, the great divide of Table 5, is no problem at all.
+# grain away and would have blurred the edges anyhow. Contrast and fog seem to leave four tenths or a
+# little more. But background everywhere has an mIoU of some 0.22 here (nine pixels of ten, one class
+# of four): at severity 5 hardly anything is recognised any more. Lungs are told by being black, and
+# both lift black to grey. So the family that hurts depends on the task and on the size, and for this
+# network noise, the great divide of Table 5, is no problem at all.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: a score with `sl` (8 minutes)
@@ -703,10 +703,10 @@ show.figure(fig, alt=(
 # %% [markdown]
 # **A, roughly.** The top is near the size of training, not on it: on the slices of this run it lies
 # to the right of the dotted line, and both ends fall. Of the three networks on the right only
-# SegFormer is best at the size it was trained at; DeepLabV3+ is best a little above, and U-Net's
-# curve is nearly flat. *Why isn't it C?* Nothing breaks at another size, but every filter has
-# learned how large a thing is *in pixels*. At twice the size a stop sign is a shape that the
-# training showed only at the rim of its scales; at a third it is hardly wider than a few strides.
+# SegFormer is best at the size it was trained at; DeepLabV3+ is best somewhat above, and U-Net's
+# curve is nearly flat from 64 pixels on. *Why isn't it C?* Nothing breaks at another size, but every
+# filter has learned how large a thing is *in pixels*. At twice the size a stop sign is a shape that
+# the training showed only at the rim of its scales; at a third it is hardly wider than a few strides.
 # Being able to run at any size, and being trained for it, are two things. ([Chapter
 # 05](05_mix_ffn.ipynb) has the experiment on positions.) The way out: test near the size that was
 # trained, as the paper does, in windows if the picture is larger; or try two or three sizes on

@@ -705,10 +705,10 @@ show.figure(fig, alt=(
 # drawings; grey noise and spots three pixels wide are not in it. Frozen, it can't learn them. At a
 # low rate it can't learn them *in so few steps*. The second way is the control: the same start at
 # the usual rate. Compare it with scratch, and you see what the weights alone are worth; compare it
-# with the third, and you see what the rate does. Here the weights alone are worth nothing: with 4
-# slices they cannot be told from scratch, with 32 they are behind. The start is a poor one, and
-# sixty steps are too few to leave it. (All runs take the same number of steps, so of 32 slices each
-# is seen an eighth as often as of 4.) What released weights are worth with few labels, this
+# with the third, and you see what the rate does. Here the weights alone are worth nothing: with
+# either number of slices they end behind scratch, and with 32 well behind. The start is a poor one,
+# and sixty steps are too few to leave it. (All runs take the same number of steps, so of 32 slices
+# each is seen an eighth as often as of 4.) What released weights are worth with few labels, this
 # stand-in can't show.
 #
 # **A low rate protects what is there, the useless as well.** Where the weights have seen a million

@@ -989,8 +989,8 @@ for side, (gigas, fps, miou) in SHORT.items():
     ours = "  ".join(f"{k} classes {by_side[side]:5.1f}" for k, by_side in counted.items())
     print(f"{side:5d} px: printed {gigas:5.1f} G, counted with {ours}   FPS {fps:4.1f}   mIoU {miou}")
 large, small = SHORT[1024], SHORT[512]
-print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, {counted[19][1024] / counted[19][512]:.1f} as "
-      f"counted with 19, {small[1] / large[1]:.1f} times the FPS, {large[2] - small[2]:.1f} mIoU lost")
+print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, {counted[19][1024] / counted[19][512]:.1f} "
+      f"as counted with 19, {small[1] / large[1]:.1f} times the FPS, {large[2] - small[2]:.1f} mIoU lost")
 
 # %% [markdown]
 # Two things. The first line fits a network with 150 classes and the other three one with 19; Cityscapes
