@@ -9,12 +9,13 @@ from typing import cast
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .analysis import speed
 from .files import beside
 from .models import SegFormer, preprocess
-from .show.curves import bars
+from .show.curves import bar_panels
 from .training import TrainConfig, make_optimizer
 from .training.device import choose_device
 from .training.loop import train_step
@@ -132,12 +133,18 @@ def write(arguments, device: torch.device, rates: dict, rows: list[dict]) -> Non
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with beside(arguments.out) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    ratios = {f"{row['work']} {row['precision']} {row['size']} px x {row['batch']}, {peer}":
-              [theirs / own for theirs, own in zip(row["ms"][peer], row["ms"]["segformer_lite"], strict=True)]
-              for row in rows for peer in row["times_faster_than"]}
-    if ratios:
-        figure = bars(ratios, "times faster than the peer (1: as fast)")
-        figure.axes[0].axvline(1, color="#333333", linestyle="--", linewidth=1)
+    if figure := ratios(rows):
         with beside(arguments.out.with_suffix(".png")) as part:
             figure.savefig(part, dpi=110, format="png")
         plt.close(figure)
+
+
+def ratios(rows: list[dict]) -> Figure | None:
+    """A picture of how many times faster than each peer, case by case; None where there is no peer."""
+    tables: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        case = f"{row['work']} {row['precision']} {row['size']} px x {row['batch']}"
+        for peer in row["times_faster_than"]:
+            pairs = zip(row["ms"][peer], row["ms"]["segformer_lite"], strict=True)
+            tables.setdefault(peer, {})[case] = [theirs / own for theirs, own in pairs]
+    return bar_panels(tables, "times faster than the peer (1: as fast)") if tables else None

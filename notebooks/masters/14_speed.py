@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 14 · Make it fast, and know why it is
 #
-# About 45 minutes to read and run, 60 more for the exercises. The code times many small things and
+# About 45 minutes to read and run, 55 more for the exercises. The code times many small things and
 # trains one small SegFormer: about a minute and a half on two CPU cores and 1.5 GB of memory. No GPU is
 # needed, and the modes fast and full are the same here.
 
@@ -1298,5 +1298,5 @@ show.figure(fig, alt=(
 # %% [markdown]
 # ## Next
 #
-# Chapter 15 walks through the family, from Swin to Mask2Former. With this chapter's clock you can ask
+# Chapter 15 walks through the family, from Swin to MaskFormer. With this chapter's clock you can ask
 # each of its members what it costs, and not only what it counts.

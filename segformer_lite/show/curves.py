@@ -1,9 +1,11 @@
-"""Curves of numbers over training steps."""
+"""Curves of numbers over training steps, and bars of results."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .plots import COLOURS
@@ -34,17 +36,40 @@ def loss_curve(history: list[dict], path: str | Path | None = None) -> Figure:
     return fig
 
 
-def bars(table: dict[str, list[float]], label: str) -> Figure:
+def bars(table: Mapping[str, Sequence[float]], label: str) -> Figure:
     """Horizontal bars of the mean of each row, a dot for each value in it, with its standard deviation as a line.
 
     table: name -> values, one per seed. label: what the values are.
     """
     fig, ax = plt.subplots(figsize=(6, 0.9 + 0.4 * len(table)), layout="constrained")
+    draw_bars(ax, table)
+    ax.invert_yaxis()
+    ax.set(xlabel=label, xlim=(0, None))
+    return fig
+
+
+def bar_panels(tables: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """The bars of several tables with the same rows side by side, from 0, with a dashed line at 1.
+
+    tables: title -> a table as `bars` takes it. label: what the values are.
+    """
+    rows = max(map(len, tables.values()))
+    fig, axes = plt.subplots(1, len(tables), figsize=(2.2 + 2.2 * len(tables), 0.9 + 0.25 * rows), squeeze=False,
+                             sharex=True, sharey=True, layout="constrained")
+    for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
+        draw_bars(ax, table)
+        ax.axvline(1, color="#333333", linestyle="--", linewidth=1)
+        ax.set_title(title, fontsize=9)
+    axes[0][0].invert_yaxis()
+    axes[0][0].set_xlim(0, None)
+    fig.supxlabel(label, fontsize=10)
+    return fig
+
+
+def draw_bars(ax: Axes, table: Mapping[str, Sequence[float]]) -> None:
+    """Draw a bar for each row of a table, from top to bottom once the axis is turned over."""
     for row, values in enumerate(table.values()):
         spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
         ax.barh(row, np.mean(values), xerr=spread, color=COLOURS["sky"], height=0.6, error_kw={"elinewidth": 1.5})
         ax.plot(values, [row] * len(values), "o", color=COLOURS["blue"], markersize=4)
     ax.set_yticks(range(len(table)), list(table))
-    ax.invert_yaxis()
-    ax.set(xlabel=label, xlim=(0, None))
-    return fig
