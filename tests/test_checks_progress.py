@@ -131,4 +131,11 @@ def test_a_failed_check_shows_none_of_its_own_lines_and_all_of_the_learners():
 
     with pytest.raises(AssertionError, match="my own thought") as error:
         checks.run_lengths(doubtful)
-    assert frames(error)[-1] == Path(__file__).name and "ch08.py" in frames(error)
+    assert frames(error)[-1] == Path(__file__).name and "ch08.py" not in frames(error)
+
+    def broken(mask):
+        return len(mask.nothing)
+
+    with pytest.raises(AttributeError) as error:
+        checks.run_lengths(broken)
+    assert frames(error)[-1] == Path(__file__).name and "ch08.py" not in frames(error)

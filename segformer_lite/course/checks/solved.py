@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import sys
-import traceback
 from datetime import date
 from pathlib import Path
 
@@ -30,10 +29,11 @@ def remembered(check):
         __tracebackhide__ = True  # IPython leaves this frame out: it tells a learner nothing
         try:
             check(*args, **kwargs)
-        except AssertionError as error:
-            *_, (last, _) = traceback.walk_tb(error.__traceback__)
-            if Path(last.f_code.co_filename).parent == Path(__file__).parent:
-                error.with_traceback(None)  # a check's own lines would give the answer away
+        except Exception as error:
+            place = error.__traceback__.tb_next
+            while place and Path(place.tb_frame.f_code.co_filename).parent == Path(__file__).parent:
+                place = place.tb_next  # a check's own lines would give the answer away: show the learner's alone
+            error.with_traceback(place)
             raise
         note(check.__name__)
 
