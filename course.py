@@ -261,8 +261,10 @@ def test(arguments):
                "--nbval", "--nbval-current-env", "--nbval-cell-timeout=120",
                "--nbval-sanitize-with", "tests/nbval_sanitize.cfg"]
     files = [] if named else ["tests", *(path.relative_to(ROOT) for path in notebooks)]
-    with tempfile.TemporaryDirectory(prefix="segformer_runs_") as runs:      # keeps the learner's runs/ clean
-        return call([*command, *files, *arguments], env=env | {"SEGFORMER_LITE_RUNS": runs})[0]
+    # What tests and chapters write goes with them, and the learner's runs/ stays clean.
+    with tempfile.TemporaryDirectory(prefix="segformer_tests_", ignore_cleanup_errors=True) as scratch:
+        env |= {"TMPDIR": scratch, "SEGFORMER_LITE_RUNS": os.path.join(scratch, "runs")}
+        return call([*command, *files, *arguments], env=env)[0]
 
 
 def doctor(arguments):

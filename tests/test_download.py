@@ -134,6 +134,7 @@ class Server(ThreadingHTTPServer):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(fetch, "PAUSE", 0.001)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))  # room for all of COCO
     with Server() as running:
         monkeypatch.setattr(coco, "ADDRESSES", [running.address])
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()

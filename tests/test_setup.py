@@ -400,6 +400,8 @@ def test_test_runs_tests_chapters_and_solutions(course, tmp_path, monkeypatch):
     command, env = course.calls[-1]
     assert command[-5:] == ["tests", *(str(Path("notebooks", name)) for name in names), "-k", "data"]
     assert env["CUDA_VISIBLE_DEVICES"] == "" and env["SEGFORMER_TEST"] == "1" and "MPLBACKEND" not in env
+    assert Path(env["SEGFORMER_LITE_RUNS"]).parent == Path(env["TMPDIR"])
+    assert not Path(env["TMPDIR"]).exists()     # gigabytes of it
 
 
 def test_test_runs_named_files_alone_and_needs_no_notebooks(course):
