@@ -242,9 +242,9 @@ def lab(arguments):
         return 2
     python = ensure("course")
     copy_chapters()
-    # By itself JupyterLab would show work/ alone; the solutions lie in notebooks/.
-    root = f"--ServerApp.root_dir={ROOT}"
-    return call([python, "-m", "jupyterlab", f"work/{chosen[0]}", root, *arguments])[0]
+    # The folder shown is the course's, since solutions lie in notebooks/; the address printed is the chapter's.
+    places = f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab/tree/work/{chosen[0]}"
+    return call([python, "-m", "jupyterlab", *places, *arguments])[0]
 
 
 def test(arguments):

@@ -1,18 +1,22 @@
-"""How long the report's two experiments take on this machine: pictures a second, memory, projected hours.
+"""How long the report's two experiments take on this machine: pictures a second, memory, idle time, projected hours.
 
-    python benchmarks/report_presets.py                         a CUDA GPU, about eight minutes
+    python benchmarks/report_presets.py                         wants a CUDA GPU
+    python benchmarks/report_presets.py --compile reduce-overhead            compiled, with CUDA graphs
     python benchmarks/report_presets.py --cards 8 16            also as if the GPU had 8 and 16 GB
     python benchmarks/report_presets.py --steps 2 --pictures 8 --batch-size 2 --out work/trial       tries the path
 
 Synthetic pictures of full size: random pixels cost what real ones cost, once they are packed (`data pack`). A step is
 the run's own: canvases go to the device, are augmented there (on a CPU: before), forward, loss, backward, AdamW.
-Loading from a disk is not in it: benchmarks/data_rates.py measures that. Writes report-presets.json to docs/results.
+Loading from a disk is not in it: benchmarks/data_rates.py measures that. Writes report-presets.json to docs/results,
+compiled report-presets-compiled.json.
 """
 
 import argparse
 import math
 import platform
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,30 +62,35 @@ def batches(pictures: list, config: sl.TrainConfig, steps: int, device: torch.de
             yield tuple(torch.stack([item.as_subclass(torch.Tensor) for item in items]) for items in (images, labels))
 
 
-def measure(preset: str, network: str, batch_size: int, steps: int, pictures: int, device: torch.device) -> dict:
-    """Pictures a second, peak memory and the projected hours of one network under one preset."""
+def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace, device: torch.device) -> dict:
+    """Pictures a second, peak memory, idle time and the projected hours of one network under one preset."""
     count, classes, aspect = PRESETS[preset]
-    config = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size)
+    config, steps = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size), args.steps
     torch.manual_seed(0)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = sl.create_model(network, classes).to(device, memory_format=layout)
+    if args.compile:
+        model = torch.compile(model, mode=args.compile)
     optimizer = sl.training.make_optimizer(model, config.lr)
     dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    warm, began = max(1, steps // 4), 0.0
-    source = synthetic(pictures, classes, config.short_side, aspect)
-    for step, (images, labels) in enumerate(batches(source, config, warm + steps, device)):
-        if step == warm:
-            wait(device)
-            began = time.perf_counter()
-        train_step(model, optimizer, scaler, images, labels, 1.0, config, dtype)
-    wait(device)
+    source = synthetic(args.pictures, classes, config.short_side, aspect)
+
+    def train(steps: int) -> None:
+        for images, labels in batches(source, config, steps, device):
+            train_step(model, optimizer, scaler, images, labels, 1.0, config, dtype)
+        wait(device)
+
+    train(max(4, steps // 4))  # to warm up
+    began = time.perf_counter()
+    train(steps)
     rate = steps * batch_size / (time.perf_counter() - began)
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return {"preset": preset, "network": network, "size": config.size, "batch_size": batch_size,
-            "pictures_per_second": round(rate, 1), "peak_gb": memory and round(memory, 2),
+    return {"preset": preset, "network": network, "compiled": args.compile, "size": config.size,
+            "batch_size": batch_size, "pictures_per_second": round(rate, 1), "peak_gb": memory and round(memory, 2),
+            "gpu_idle": idle(lambda: train(10)) if device.type == "cuda" else None,
             "hours": round(count * config.epochs / rate / 3600, 3)}
 
 
@@ -89,6 +98,24 @@ def wait(device: torch.device) -> None:
     """Until the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def idle(work: Callable[[], None]) -> float:
+    """Share of the time from the first to the last kernel of some work in which the GPU had none to run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+    spans = [(event.time_range.start, event.time_range.end) for event in profile.events()
+             if event.device_type == torch.autograd.DeviceType.CUDA]
+    return round(1 - covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans)), 4)
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of what the spans (start, end) cover together."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def largest_that_fits(preset: str, network: str, gigabytes: float, args, device: torch.device) -> dict:
@@ -99,8 +126,7 @@ def largest_that_fits(preset: str, network: str, gigabytes: float, args, device:
     try:
         while batch_size:
             try:
-                return {"card_gb": gigabytes,
-                        **measure(preset, network, batch_size, args.steps, args.pictures, device)}
+                return {"card_gb": gigabytes, **measure(preset, network, batch_size, args, device)}
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 batch_size //= 2
@@ -114,6 +140,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps that are timed")
     parser.add_argument("--pictures", type=int, default=512, help="different pictures in memory")
     parser.add_argument("--batch-size", type=int, help="default: each preset's own")
+    parser.add_argument("--compile", metavar="MODE", choices=["default", "reduce-overhead", "max-autotune"],
+                        help="networks through torch.compile, in its mode of this name")
     parser.add_argument("--cards", type=float, nargs="*", default=[], help="GB of smaller cards to stand in for")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
@@ -125,15 +153,15 @@ def main() -> None:
     for preset in PRESETS:
         batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
         for network in NETWORKS:
-            rows.append(measure(preset, network, batch_size, args.steps, args.pictures, device))
+            rows.append(measure(preset, network, batch_size, args, device))
             print(rows[-1], flush=True)
             for gigabytes in args.cards:
                 rows.append(largest_that_fits(preset, network, gigabytes, args, device))
                 print(rows[-1], flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
-    content = {"command": f"python benchmarks/report_presets.py --steps {args.steps} --pictures {args.pictures}",
+    content = {"command": " ".join(["python", "benchmarks/report_presets.py", *sys.argv[1:]]),
                "device": name, "torch": torch.__version__.split("+")[0], "rows": rows}
-    write(args.out / "report-presets.json", content)
+    write(args.out / ("report-presets-compiled.json" if args.compile else "report-presets.json"), content)
 
 
 if __name__ == "__main__":

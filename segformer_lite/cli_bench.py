@@ -35,7 +35,9 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="pictures at a time")
     sub.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
     sub.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
-    sub.add_argument("--compile", action="store_true", help="all networks through torch.compile")
+    sub.add_argument("--compile", nargs="?", const="default", metavar="MODE",
+                     choices=["default", "reduce-overhead", "max-autotune"],
+                     help="all networks through torch.compile, in its mode of this name (default: default)")
     sub.add_argument("--turns", type=int, default=7, help="times that each is measured; they take turns")
     sub.add_argument("--device", default="auto")
     sub.add_argument("--out", type=Path, help="also write the figures there as JSON, and a picture beside it")
@@ -61,7 +63,7 @@ def run_bench(arguments) -> None:
               f"{copied / 1e9:.1f} GB a second copied")
     rows = []
     for case in product(arguments.work, arguments.precisions, arguments.sizes, arguments.batches):
-        rows.append(measure(networks, *case, arguments, device, rates[case[1]][0]))
+        rows.append(measure(networks, *case, arguments, device, rates[case[1]]))
         print(line(rows[-1]), flush=True)
     if arguments.out:
         write(arguments, device, rates, rows)
@@ -78,32 +80,34 @@ def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:
 
 
 def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int, batch: int, arguments,
-            device: torch.device, operations: float) -> dict:
-    """One case: the networks in turns, their memory, and how near ours comes to the machine's matrix product."""
+            device: torch.device, rates: tuple[float, float]) -> dict:
+    """One case: the networks in turns, their memory, and how near ours comes to the machine's product and copy."""
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
     dtype = PRECISIONS[precision]
     functions = {name: step(name, network, work, images, labels, dtype, arguments.compile)
                  for name, network in networks.items()}
     timing = speed.take_turns(functions, arguments.turns, device)
-    plain = {name: step(name, network, work, images, labels, dtype, False) for name, network in networks.items()}
+    plain = {name: step(name, network, work, images, labels, dtype, None) for name, network in networks.items()}
     forward = speed.flops(speed.inference(networks["segformer_lite"], preprocess(images), torch.float32))
     flops = forward * (3 if work == "training" else 1)  # of a backward pass, two forward passes' by custom
-    seconds = timing.median("segformer_lite")
+    moved = speed.traffic(plain["segformer_lite"])
+    seconds, (operations, copied) = timing.median("segformer_lite"), rates
     return {"work": work, "precision": precision, "size": size, "batch": batch, "compiled": arguments.compile,
             "ms": {name: [round(1000 * s, 2) for s in values] for name, values in timing.seconds.items()},
             "times_faster_than": {name: [round(r, 2) for r in timing.ratio(name, "segformer_lite")]
                                   for name in networks if name != "segformer_lite"},
             "peak_mb": {name: round(speed.peak_memory(plain[name], network, device) / 2**20)
                         for name, network in networks.items()},
-            "gflop": round(flops / 1e9, 2), "share_of_matrix_product": round(flops / seconds / operations, 3)}
+            "gflop": round(flops / 1e9, 2), "share_of_matrix_product": round(flops / seconds / operations, 3),
+            "gb": round(moved / 1e9, 3), "share_of_copy": round(moved / seconds / copied, 3)}
 
 
 def step(name: str, network: nn.Module, work: str, images: Tensor, labels: Tensor, dtype: torch.dtype,
-         compiled: bool) -> Callable[[], object]:
-    """One forward pass, or one training step as each package's users write it."""
+         compiled: str | None) -> Callable[[], object]:
+    """One forward pass, or one training step as each package's users write it; `compiled`: torch.compile's mode."""
     if compiled:
-        network = cast(nn.Module, torch.compile(network))
+        network = cast(nn.Module, torch.compile(network, mode=compiled))
     if work == "inference":
         return speed.inference(network, preprocess(images), dtype)
     if name != "segformer_lite":
@@ -116,7 +120,8 @@ def line(row: dict) -> str:
     """A case in words."""
     median = sorted(row["ms"]["segformer_lite"])[len(row["ms"]["segformer_lite"]) // 2]
     text = (f"{row['work']:<10}{row['precision']}  {row['size']:>5} px x {row['batch']:<3}{median:>9.1f} ms"
-            f"{row['peak_mb']['segformer_lite']:>7,} MB  {row['share_of_matrix_product']:.0%} of a matrix product")
+            f"{row['peak_mb']['segformer_lite']:>7,} MB  {row['share_of_matrix_product']:.0%} of a matrix product, "
+            f"{row['share_of_copy']:.0%} of a copy")
     for name, (low, middle, high) in row["times_faster_than"].items():
         share = row["peak_mb"]["segformer_lite"] / row["peak_mb"][name]
         text += f"; {middle:.2f} ({low:.2f}-{high:.2f}) times as fast as {name}, memory {share:.2f} of its"

@@ -341,8 +341,8 @@ def test_lab_copies_what_is_missing_and_never_overwrites(course, tmp_path, capsy
     said = capsys.readouterr().out
     assert "new: work/03_patch_embedding.ipynb" in said and "00_start_here" not in said
     command = course.calls[-1][0]
-    assert command[1:4] == ["-m", "jupyterlab", "work/03_patch_embedding.ipynb"]
-    assert command[-1] == "--no-browser"
+    assert command[1:] == ["-m", "jupyterlab", f"--ServerApp.root_dir={tmp_path}",
+                           "--LabApp.default_url=/lab/tree/work/03_patch_embedding.ipynb", "--no-browser"]
     names = {".copied.json", "00_start_here.ipynb", "03_patch_embedding.ipynb"}
     assert set(os.listdir(tmp_path / "work")) == names
 

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,11 @@ def training_step(model, size, batch, classes):
     labels = torch.randint(0, classes, (batch, size, size))
     optimizer, scaler = make_optimizer(model, 1e-4), torch.amp.GradScaler("cpu", enabled=False)
     return lambda: train_step(model, optimizer, scaler, images, labels, 1.0, TrainConfig(), torch.float32)
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,21 @@ def test_peak_memory_follows_tensors_until_they_die():
         return b + 1
 
     assert speed.peak_memory(function, torch.nn.Linear(1, 1)) / MB == pytest.approx(20, abs=0.1)
+
+
+def test_traffic_counts_what_operations_take_and_give_and_views_for_nothing():
+    x = torch.zeros(250, 1000)  # a million bytes
+    cases = [(lambda: x + 1, 2), (lambda: x.add_(1), 2), (lambda: x.T.reshape(500, 500), 2), (lambda: x[:100].T, 0),
+             (lambda: torch.zeros(250, 1000), 1), (lambda: torch.empty(250, 1000), 0), (lambda: x @ x.T, 2.25),
+             (lambda: x[:, :1].expand(250, 1000) + x, 2.001)]
+    assert [speed.traffic(function) / 1e6 for function, _ in cases] == [pytest.approx(size) for _, size in cases]
+
+
+def test_traffic_and_memory_of_a_forward_pass(b0):
+    b0.zero_grad()  # other tests train it
+    forward = speed.inference(b0, torch.randn(8, 3, 256, 256), torch.float32)
+    assert speed.traffic(forward) < 1.55e9, "1.50 GB when this was written"
+    assert speed.peak_memory(forward, b0) < 110 * MB, "105 MB when this was written"
 
 
 def test_turns_are_taken_one_after_the_other_and_compared_in_pairs():
@@ -112,12 +133,11 @@ def test_bench_refuses_in_one_line(wrong, capsys):
 def test_line_tells_the_memory_share():
     row = {"work": "training", "precision": "fp32", "size": 64, "batch": 2, "ms": {"segformer_lite": [1.0, 2.0, 3.0]},
            "peak_mb": {"segformer_lite": 10, "peer": 40}, "times_faster_than": {"peer": [1.0, 2.0, 3.0]},
-           "share_of_matrix_product": 0.25}
+           "share_of_matrix_product": 0.25, "share_of_copy": 0.5}
     assert "2.00 (1.00-3.00) times as fast as peer, memory 0.25 of its" in cli_bench.line(row)
 
 
-def test_synthetic_coco_is_opened_the_same_by_both(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+def test_synthetic_coco_is_opened_the_same_by_both(benchmarks, tmp_path):
     import coco_index
     from pycocotools.coco import COCO
 
@@ -129,3 +149,49 @@ def test_synthetic_coco_is_opened_the_same_by_both(tmp_path, monkeypatch):
     assert sum(mine.values()) and mine == {i: len(theirs.imgToAnns[i]) for i in mine}
     seconds, peak, kept = coco_index.measure(tmp_path / "coco", "segformer_lite, persons")
     assert seconds > 0 and peak >= kept > -1
+
+
+def test_time_covered_counts_overlaps_once(benchmarks):
+    from report_presets import covered
+
+    assert covered([(5, 6), (0, 2), (1, 3), (1, 2), (8, 8)]) == 4  # 0 to 3 and 5 to 6
+
+
+def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, tmp_path):
+    import report_presets
+
+    monkeypatch.setattr(report_presets, "NETWORKS", ("segformer_b0",))
+    monkeypatch.setattr(report_presets, "PRESETS", {"report-coco": (1000, 81, 4 / 3)})
+    arguments = ["--steps", "1", "--pictures", "2", "--batch-size", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["report_presets.py", *arguments])
+    report_presets.main()
+    content = json.loads((tmp_path / "report-presets.json").read_text())
+    row, = content["rows"]
+    assert row["hours"] == pytest.approx(1000 * 100 / row["pictures_per_second"] / 3600, rel=0.05)
+    assert "--steps 1" in content["command"]
+
+
+def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmarks, monkeypatch, capsys):
+    import gpu
+    import report_presets
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main() == 2 and "no CUDA GPU" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd: run.append(command[1:]) or SimpleNamespace(
+        returncode=len(run) == 2))
+    assert gpu.main() == 1 and capsys.readouterr().out.count("FAILED") == 1
+    monkeypatch.setattr(cli_bench, "run_bench", lambda arguments: run.append(arguments.out.name))
+    monkeypatch.setattr(report_presets, "choose_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(report_presets, "PRESETS", {})
+    monkeypatch.setattr(report_presets, "write", lambda path, content: run.append(path.name))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    for part in run[:]:
+        if part[0] == "-m":
+            assert cli.main(part[2:]) == 0
+        else:
+            monkeypatch.setattr("sys.argv", part)
+            report_presets.main()
+    assert run[4:] == ["speed-cuda.json", "report-presets.json", "report-presets-compiled.json",
+                       "speed-cuda-compiled.json"]

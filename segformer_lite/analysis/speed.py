@@ -4,6 +4,8 @@ Machines are noisy and drift, so contestants take turns in one process, and what
 neighbouring turns. The floor beside each time is what this machine needs for the same work at its best.
 """
 
+import math
+import re
 import statistics
 import time
 import warnings
@@ -14,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models import SegFormer
@@ -38,19 +42,22 @@ class Timing:
 
 
 def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device: torch.device | None = None) -> Timing:
-    """Run every function once to warm up, then `turns` times, one after the other in each turn.
+    """Run every function to warm up, then `turns` times, one after the other in each turn.
 
     Arguments: `work`: name -> function; `device`: where they compute; a GPU is waited for before the clock stops.
     """
+    on_gpu = device is not None and device.type == "cuda"
+
     def seconds(function: Callable) -> float:
         began = time.perf_counter()
         function()
-        if device is not None and device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
     for function in work.values():
-        seconds(function)
+        for _ in range(3 if on_gpu else 1):  # a compiled network records its CUDA graph in the second and third call
+            seconds(function)
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(turns):
         for name, function in work.items():
@@ -63,6 +70,28 @@ def flops(function: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+def traffic(function: Callable[[], object]) -> int:
+    """Bytes that the operations of one call read and write: every tensor that one takes or gives, views for nothing.
+
+    What would pass between memory and cores if no cache helped; a kernel's own scratch memory is not in it.
+    """
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            result = operation(*args, **(kwargs or {}))
+            if not operation.is_view and not re.search("empty|unsafe_view", operation.name()):  # these move nothing
+                for tensor in tree_leaves((args, kwargs, result)):
+                    if isinstance(tensor, Tensor):
+                        sides = [size for size, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
+                        self.total += math.prod(sides) * tensor.element_size()  # an expanded side lies there once
+            return result
+
+    with Count() as count:
+        function()
+    return count.total
 
 
 def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.device | None = None) -> int:
@@ -84,15 +113,14 @@ def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.
     return sum(figures["Total"] for figures in tracker.get_tracker_snapshot("peak").values())
 
 
-def ceilings(device: torch.device, dtype: torch.dtype, side: int = 2048) -> tuple[float, float]:
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """What the machine reaches here and now: (operations a second of a large matrix product, bytes a second copied)."""
-    if device.type == "cpu":
-        side //= 2
+    side, size = (1024, 2**26) if device.type == "cpu" else (8192, 2**30)  # a GPU is done with less before it began
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    source = torch.zeros(2**26 // 4, device=device)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = take_turns({"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 7, device)
-    return 2 * side**3 / min(timing.seconds["product"]), 2 * 2**26 / min(timing.seconds["copy"])
+    return 2 * side**3 / min(timing.seconds["product"]), 2 * size / min(timing.seconds["copy"])
 
 
 def inference(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -119,6 +119,10 @@ class MLPDecoder(nn.Module):
         self.classify = nn.Conv2d(dim, num_classes, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        return self.scores(self.folded(features))
+
+    def folded(self, features: list[Tensor]) -> Tensor:
+        """Lines 1 to 3 of equation 4 in one: features at four scales -> (B, dim, h, w) at the finest of them."""
         size = features[0].shape[-2:]
         slices = self.fuse.weight.chunk(len(features), dim=1)  # of the stack F4, F3, F2, F1
         mixed = (F.linear(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
@@ -126,7 +130,7 @@ class MLPDecoder(nn.Module):
         fused = upsample(next(mixed), size)
         for y in mixed:
             fused += y if y.shape[-2:] == size else upsample(y, size)  # in place: these are the largest maps
-        return self.scores(fused)
+        return fused
 
     def scores(self, fused: Tensor) -> Tensor:
         """Line 4 of equation 4 after batch norm, ReLU and dropout: (B, dim, h, w) -> (B, num_classes, h, w)."""
