@@ -17,6 +17,8 @@ NOTEBOOKS = sorted(p for folder in ("notebooks", "notebooks/solutions") for p in
 LARGEST_KB = 400
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w")
 
+ANSWER = re.compile(r"<details>\n<summary><b>Answer</b></summary>\n\n.+?\n\n</details>", re.DOTALL)
+
 spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
 build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
@@ -49,7 +51,7 @@ def problems(book) -> list[str]:
             and "raises-exception" not in tags(cell)
         ):
             found.append(f"cell {number}: an open exercise without the tag raises-exception")
-    return found + dependencies(book)
+    return found + questions(book) + dependencies(book)
 
 
 def output_problems(output, cell_tags: list[str]) -> list[str]:
@@ -79,6 +81,28 @@ def dependencies(book) -> list[str]:
         else:
             named = set(re.findall(r"`(\w+)", cell.source))
             found += [f"cell {number}: speaks of {name}, which an exercise defines" for name in sorted(named & written)]
+    return found
+
+
+def questions(book) -> list[str]:
+    """Questions that are folded or offer no choice, and answers that stand open, are missing or come too late."""
+    text = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    parts = re.split(r"^(?=\*\*Predict, then run\.\*\*|#+ )", text, flags=re.MULTILINE)
+    asked, found, folds = [part for part in parts if part.startswith("**Predict")], [], 0
+    if len(asked) != text.count("Predict, then run"):
+        found.append("a question that does not begin its line with **Predict, then run.**")
+    for part in parts:
+        name = " ".join(part.split()[3:10])
+        if part in asked:
+            if folds:
+                found.append(f"question {name!r} is folded")
+            if len(re.findall(r"^- [A-E]\. ", part.partition("<details>")[0], re.MULTILINE)) < 2:
+                found.append(f"question {name!r} has fewer than two options")
+            if not ANSWER.search(part):
+                found.append(f"question {name!r} has no folded answer before the next question or heading")
+            if re.search(r"^\*\*[A-E][^\w\s]", ANSWER.sub("", part), re.MULTILINE):
+                found.append(f"question {name!r} has an open answer")
+        folds += part.count("<details>") - part.count("</details>")
     return found
 
 
@@ -159,6 +183,8 @@ def clean():
                 metadata={"tags": ["exercise", "raises-exception"]},
             ),
             v4.new_code_cell("print('done')", execution_count=3, outputs=[text]),
+            v4.new_markdown_cell("**Predict, then run.** What is left?\n\n- A. Nothing.\n- B. One half."),
+            v4.new_markdown_cell("<details>\n<summary><b>Answer</b></summary>\n\n**B.** *Why?* So.\n\n</details>"),
         ]
     )
 
@@ -183,6 +209,12 @@ def path_in_error(book): book.cells[2].outputs[0].traceback = ["File /usr/lib/py
 def windows_path(book): book.cells[3].outputs[0].text = "C:\\Users\\ada"
 def untagged_stub(book): book.cells[2].metadata.tags = ["exercise"]
 def later_use(book): book.cells[3].source = "print(my_area(2))"
+def folded_question(book): book.cells[4].source = "<details>\n\n" + book.cells[4].source + "\n\n</details>"
+def question_as_summary(book): book.cells[4].source = "<summary><b>Predict, then run.</b> What is left?</summary>"
+def no_choice(book): book.cells[4].source = "**Predict, then run.** What is left?\n\n- A. Nothing."
+def no_answer(book): del book.cells[5]
+def late_answer(book): book.cells[4].source += "\n\n### The next thing"
+def open_answer(book): book.cells[5].source += "\n\n**B.** One half."
 def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `my_area` showed"))
 
 
@@ -206,6 +238,12 @@ def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `
         (untagged_stub, "raises-exception"),
         (later_use, "exercise defines"),
         (later_text, "exercise defines"),
+        (folded_question, "is folded"),
+        (question_as_summary, "does not begin its line"),
+        (no_choice, "two options"),
+        (no_answer, "no folded answer"),
+        (late_answer, "no folded answer"),
+        (open_answer, "open answer"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

@@ -116,16 +116,16 @@ show.figure(fig, alt=(
 # nowhere, neither in the loss nor in any score.
 
 # %% [markdown]
-# ### Most pixels are nothing
+# ### How much is background?
 #
-# <details>
-# <summary><b>Predict, then run.</b> How many of all labelled pixels are background?</summary>
+# Before some cells a question asks what they will show. Choose before you run the cell, then unfold
+# the answer below it.
+#
+# **Predict, then run.** How many of all labelled pixels are background?
 #
 # - A. About one in eleven: there are eleven classes.
 # - B. About half.
 # - C. Well over two thirds.
-#
-# </details>
 
 # %%
 pixels = torch.zeros(256, dtype=torch.int64)
@@ -136,9 +136,16 @@ for name, part in sorted(zip(train_set.classes, share), key=lambda pair: -pair[1
     print(f"{name:12s} {part:6.1%}")
 
 # %% [markdown]
-# **C.** *Why it matters.* Whoever answers "background" everywhere gets most pixels right without
-# having looked. So the share of right pixels is a poor score, and this course reports **mIoU**: for each
-# class the *intersection over union* of predicted and true area, then the mean over classes.
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** Nearly four pixels of five. *Why it matters.* Whoever answers "background" everywhere gets
+# most pixels right without having looked: the share of right pixels is a poor score.
+#
+# </details>
+#
+# This course reports another one, **mIoU**: for each class the *intersection over union* of
+# predicted and true area, then the mean over classes.
 
 # %% [markdown]
 # ### mIoU with a pencil
@@ -252,14 +259,11 @@ print(f"minus the logarithm of 1/{len(train_set.classes)}: {np.log(len(train_set
 # %% [markdown]
 # ## See
 #
-# <details>
-# <summary><b>Predict, then run.</b> What will a network see that has trained for a minute?</summary>
+# **Predict, then run.** What will a network see that has trained for a minute?
 #
 # - A. Nothing: a Transformer needs millions of pictures.
 # - B. Large things with a clear shape, in blobs; small things hardly.
 # - C. All things, but with wrong classes.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 chosen = [17, 40, 72]
@@ -284,14 +288,23 @@ show.figure(fig, alt=(
     "wrong ones; of the car at most pieces are covered, in wrong colours too."))
 
 # %% [markdown]
-# These are pictures from the validation set: the network has never seen them. Before training it
-# guesses without sense. After a minute it has found where *something* large is; outlines are soft and
-# small things are missing. What it is, it knows for the most common shapes only: here the pizzas are
-# right, and parts of the stop sign; clock and cat were given other classes, and the car was found in
-# pieces at best, and not as a car. (Your run may get others right.) So the truth lies between **B**
-# and **C**. *Why.* The loss counts pixels, so what is large and frequent is learned first. Patience
-# moves the answer towards **B**: `python3 course.py run` shows the network five times as many
-# pictures.
+# These are pictures from the validation set: the network has never seen them.
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **Between B and C.** Before training it guesses without sense. After a minute it has found where
+# *something* large is; outlines are soft and small things are missing. What it is, it knows for the
+# most common shapes only: here the pizzas are right, and parts of the stop sign; clock and cat were
+# given other classes, and the car was found in pieces at best, and not as a car. (Your run may get
+# others right.)
+#
+# *Why.* The loss counts pixels, so what is large and frequent is learned first. Patience moves the
+# answer towards **B**.
+#
+# </details>
+#
+# Patience helps: `python3 course.py run` shows the network five times as many pictures.
 
 # %% [markdown]
 # ## Measure

@@ -225,15 +225,12 @@ show.figure(fig, alt=(
 #
 # From the instance map to the semantic map was one look-up.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Can you get the objects back by numbering the connected areas
-# of each class?</summary>
+# **Predict, then run.** Can you get the objects back by numbering the connected areas of each
+# class?
 #
 # - A. Yes: an object is a connected area.
 # - B. Nearly always: things rarely touch their own kind.
 # - C. Often not: objects touch, and one that stands behind another comes in pieces.
-#
-# </details>
 
 # %%
 def count_regions(label_map):
@@ -250,11 +247,17 @@ for i in range(0, len(coco), 3):
 print(f"right number of every class: {np.mean(same):.0%} of {len(same)} pictures")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** Three boats became one area, and two birds came in three pieces. In two pictures of three
 # the numbers are wrong. *Why it matters.* A semantic map answers "how much of the picture is boat",
-# never "how many boats". If your question has a number in it, you need instances. And every arrow
-# between the five answers goes one way only: from panoptic you can compute all the others, from the
-# others never the panoptic map.
+# never "how many boats". If your question has a number in it, you need instances.
+#
+# </details>
+#
+# Every arrow between the five answers goes one way only: from panoptic you can compute all the
+# others, from the others never the panoptic map.
 
 # %% [markdown]
 # ## Four counts on squared paper
@@ -354,26 +357,28 @@ report("one pixel to the right", moved, label)
 # is strict.
 
 # %% [markdown]
-# ### Pixel accuracy misleads when things are small
+# ### Pixel accuracy and small things
 #
-# <details>
-# <summary><b>Predict, then run.</b> "Nothing found" (right drawing) against "one pixel to the
-# right" (middle). Who has the higher pixel accuracy?</summary>
+# **Predict, then run.** "Nothing found" (right drawing) against "one pixel to the right" (middle).
+# Who has the higher pixel accuracy?
 #
 # - A. The moved square: it found something.
 # - B. The blind one.
 # - C. They are equal.
-#
-# </details>
 
 # %%
 report("one pixel to the right", moved, label)
 report("nothing found", blind, tiny)
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** 60 of 64 pixels are right without looking. *Why:* the grey pixels count as successes, and
 # when things are small nearly all pixels are grey. IoU never counts grey, so it gives the blind
 # answer its 0.
+#
+# </details>
 
 # %% [markdown]
 # ### IoU misleads about size
@@ -424,15 +429,11 @@ report("one of six found", only_large, six)
 # Four classes, but this picture only has 0, 1 and 2. The prediction is right everywhere except for
 # one pixel, which it calls class 3.
 #
-# <details>
-# <summary><b>Predict, then run.</b> One pixel of 64 is wrong. What happens to the mean IoU?
-# </summary>
+# **Predict, then run.** One pixel of 64 is wrong. What happens to the mean IoU?
 #
 # - A. It falls by about one 64th.
 # - B. It falls by about a quarter.
 # - C. Nothing: class 3 does not occur, so it is left out.
-#
-# </details>
 
 # %%
 three = drawing("00000000 01100000 01100000 00000000 00002222 00002222 00002222 00000000")
@@ -445,27 +446,30 @@ for name, prediction in {"all right": three, "one stray pixel": stray}.items():
           f" as 1 {means[2]:.3f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** A class that is predicted and labelled nowhere has IoU 0 / 1, and the mean over four
-# classes loses a quarter. *Why it matters.* A class that is in neither map gives 0 / 0, *not a
-# number*, and there are three habits: leave it out, call it 0, call it 1. A perfect answer gets 1,
-# 0.75 or 1 from them. The package leaves it out, as benchmark code usually does. It is also a
-# reason to add up one matrix over the whole data set first: single pictures lack most classes, data
-# sets hardly any.
+# classes loses a quarter.
+#
+# </details>
+#
+# A class that is in *neither* map gives 0 / 0, *not a number*, and there are three habits: leave
+# it out, call it 0, call it 1. A perfect answer gets 1, 0.75 or 1 from them. The package leaves it
+# out, as benchmark code usually does. This is also a reason to add up one matrix over the whole
+# data set first: single pictures lack most classes, data sets hardly any.
 
 # %% [markdown]
-# ### An ignored background turns IoU into recall
+# ### When the background is ignored
 #
 # Pixels labelled 255 count nowhere. Some data sets say so of the whole background: "not annotated".
 #
-# <details>
-# <summary><b>Predict, then run.</b> The background is labelled 255, and a prediction says class 1
-# at every pixel. What is the IoU of class 1?</summary>
+# **Predict, then run.** The background is labelled 255, and a prediction says class 1 at every
+# pixel. What is the IoU of class 1?
 #
 # - A. 16 / 64: the square over everything claimed.
 # - B. 1.
 # - C. Not a number.
-#
-# </details>
 
 # %%
 flood = torch.ones_like(label)
@@ -487,12 +491,19 @@ show.figure(fig, alt=(
     "is ignored: the 48 pixels are white and only the green square is left."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** All orange pixels lie on the background, and the background does not count. What is left is
-# green / (green + blue): the *recall*, the share of the label that was found. Flooding is never
-# punished, and the sloppy answer beats the careful one. It is a real trap: a setting made for data
-# with unlabelled regions, used on data whose background is simply background. A *foreground mIoU*
-# is something else: there the background is labelled, its wrong claims count, and only its own row
-# is left out of the mean.
+# green / (green + blue), and nothing is blue. Flooding is never punished, and the sloppy answer
+# beats the careful one.
+#
+# </details>
+#
+# With the background ignored, the IoU of a single class is the *recall*, the share of the label
+# that was found. This is a real trap: a setting made for data with unlabelled regions, used on data
+# whose background is simply background. A *foreground mIoU* is something else: there the background
+# is labelled, its wrong claims count, and only its own row is left out of the mean.
 
 # %% [markdown]
 # ### Dice misleads in two ways
@@ -605,17 +616,14 @@ show.figure(fig, alt=(
 # near one third: bands of 2 pixels, one pixel apart, share one pixel of three.
 
 # %% [markdown]
-# ### What the rim does not tell
+# ### What the rim tells
 #
-# <details>
-# <summary><b>Predict, then run.</b> A prediction is a picture frame: exactly the band, and nothing
-# inside. What is its boundary IoU?</summary>
+# **Predict, then run.** A prediction is a picture frame: exactly the band, and nothing inside. What
+# is its boundary IoU?
 #
 # - A. 0: a frame has an inner edge as well, and that is wrong.
 # - B. About one half: the outer edge is right, the inner is wrong.
 # - C. 1.
-#
-# </details>
 
 # %%
 y, x = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(64.0) - 31.5, indexing="ij")
@@ -636,11 +644,19 @@ show.figure(fig, alt=(
     "of two pixels is predicted: low IoU and a boundary IoU of 1."))
 
 # %% [markdown]
-# **C.** Left, what boundary IoU is for: it sees the jagged rim that IoU hardly minds. Middle: a
-# thing at most $2d$ wide is all band, so the two scores are the same. Right, where it misleads:
-# every pixel of the frame is within $d$ of some edge, so the frame's band is the frame, and so is
-# the square's. The missing inside is not looked at. *The cure* is in the authors' own code: where
-# boundary IoU replaces IoU in a detection or panoptic score, it uses the smaller of the two.
+# Left, what boundary IoU is for: it sees the jagged rim that IoU hardly minds. Middle: a thing at
+# most $2d$ wide is all band, so the two scores are the same.
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** Right, where it misleads: every pixel of the frame is within $d$ of some edge, so the
+# frame's band is the frame, and so is the square's. The missing inside is not looked at.
+#
+# </details>
+#
+# *The cure* is in the authors' own code: where boundary IoU replaces IoU in a detection or
+# panoptic score, it uses the smaller of the two.
 
 # %% [markdown]
 # ## Panoptic quality
@@ -785,14 +801,11 @@ print("SQ {:.3f}  RQ {:.3f}  PQ {:.3f}".format(*values))
 # large boats are glued into one, the small bird is missed, the person is one pixel too wide all
 # around, and the sea reaches four rows too far down.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Which mistake does the semantic IoU not see at all?</summary>
+# **Predict, then run.** Which mistake does the semantic IoU not see at all?
 #
 # - A. The missed bird: it has 43 pixels.
 # - B. The glued boats.
 # - C. The sea: four rows of so many.
-#
-# </details>
 
 # %%
 guessed = instances.clone()
@@ -827,10 +840,16 @@ for kind, members in {"things": ("boat", "bird", "person"), "stuff": ("sky", "se
     print(f"PQ of {kind}: {np.mean([quality[name][2] for name in members]):.3f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** The semantic IoU of the boats is 1.000, and their PQ 0.641: one boat of three has no
 # partner, and another is matched with a segment far too large. The bird is the reverse: 43 pixels
-# cost a seventh of the IoU and a third of the PQ, because PQ counts birds, not pixels. For stuff
-# there is one segment per picture, so SQ *is* the IoU and RQ is 1 or 0.
+# cost a seventh of the IoU and a third of the PQ, because PQ counts birds, not pixels.
+#
+# </details>
+#
+# For stuff there is one segment per picture, so SQ *is* the IoU and RQ is 1 or 0.
 
 # %% [markdown]
 # ### PQ misleads at the cliff
@@ -1054,17 +1073,14 @@ torch.testing.assert_close(source.grad, up)
 print("the gradient of a convolution is its transposed convolution")
 
 # %% [markdown]
-# ### It is not the inverse
+# ### Is it the inverse?
 #
-# <details>
-# <summary><b>Predict, then run.</b> Convolve a row of seven ones, then convolve transposed with the
-# same kernel. What comes back?</summary>
+# **Predict, then run.** Convolve a row of seven ones, then convolve transposed with the same
+# kernel. What comes back?
 #
 # - A. Seven ones.
 # - B. Seven equal numbers: ones, up to a factor.
 # - C. Seven different things, and no factor mends it.
-#
-# </details>
 
 # %%
 ones = torch.ones(7)
@@ -1073,9 +1089,16 @@ print("C C^T =", (C @ C.T).int().tolist())
 print("rank of C:", torch.linalg.matrix_rank(C).item(), "of", C.shape[1], "inputs")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** If the transpose were the inverse, $CC^\top$ would be the identity; it is a matrix of 14
-# and 3. And no other matrix could do it: $C$ keeps three numbers of seven, and different inputs
-# give the same output. For example:
+# and 3.
+#
+# </details>
+#
+# Could another matrix do it? $C$ keeps three numbers of seven, and different inputs give the same
+# output. For example:
 
 # %%
 unseen = torch.tensor([2.0, -1, 0, 0, 0, 3, -2])  # 1·2 - 2·1 = 0 and 2·3 - 3·2 = 0
@@ -1119,15 +1142,12 @@ for n in (7, 8):
 # %% [markdown]
 # ## Checkerboards
 #
-# <details>
-# <summary><b>Predict, then run.</b> All inputs are 1, all weights are 1, kernel 3, stride 2. What
-# does the output look like, away from the border?</summary>
+# **Predict, then run.** All inputs are 1, all weights are 1, kernel 3, stride 2. What does the
+# output look like, away from the border?
 #
-# - A. The same number everywhere.
+# - A. A chessboard of 1 and 2.
 # - B. A pattern of 1, 2 and 4.
 # - C. It grows towards the middle.
-#
-# </details>
 
 # %%
 def stamped(kernel, stride, n=6):
@@ -1139,9 +1159,16 @@ def stamped(kernel, stride, n=6):
 stamped(3, 2)[:9, :9].int()
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why:* stamps three wide in steps of two overlap on every second pixel. Along a line the
-# counts are 1, 2, 1, 2, and in the plane their products 1, 2, 4. If the kernel is a multiple of the
-# stride, every pixel gets the same number of stamps, the border apart:
+# counts are 1, 2, 1, 2, and in the plane their products 1, 2, 4.
+#
+# </details>
+#
+# If the kernel is a multiple of the stride, every pixel gets the same number of stamps, the border
+# apart:
 
 # %%
 settings = [(2, 2), (3, 2), (4, 2), (5, 2), (3, 3), (4, 3), (5, 3), (6, 3)]

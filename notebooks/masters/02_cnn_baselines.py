@@ -234,15 +234,12 @@ print(f"all 13 convolutions: {parameters(full):,}")
 # Suppose a network whose scores are as good as they can be: at each place, the share of each class
 # among the pixels there. Enlarge them bilinearly and let the largest win. What is left of a mask?
 #
-# <details>
-# <summary><b>Predict, then run.</b> Scores at 1/32 without any error in them. How high is the mIoU on
-# the scenes?</summary>
+# **Predict, then run.** Scores at 1/32 without any error in them. How high is the mIoU on the
+# scenes?
 #
 # - A. About 0.9: only the rims suffer.
 # - B. About 0.5: large things survive, small ones vanish.
 # - C. About 0.1: at 1/32 nothing can be drawn.
-#
-# </details>
 
 # %%
 def from_shares(label, stride):
@@ -283,13 +280,19 @@ show.figure(fig, alt=(
     "without their thin parts; at 1/4 nearly all is there, kite and bird as well."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** At 1/32 person, umbrella and boat are formless patches. Each halving of the step brings a good
 # deal back, and the rims gain more than the areas. Kite and bird return at 1/4 only.
 #
-# *Why.* A thing that is never the majority where the scores are taken cannot win there. These are
-# not strict limits, as a network may bend its scores to draw better; but they are the reason why
-# FCN does not stop at 1/32 (that network is called FCN-32s), and adds scores from 1/16 (FCN-16s)
-# and from 1/8 (FCN-8s). SegFormer's decoder works at 1/4.
+# *Why.* A thing that is never the majority where the scores are taken cannot win there.
+#
+# </details>
+#
+# These are not strict limits, as a network may bend its scores to draw better; but they are the
+# reason why FCN does not stop at 1/32 (that network is called FCN-32s), and adds scores from 1/16
+# (FCN-16s) and from 1/8 (FCN-8s). SegFormer's decoder works at 1/4.
 #
 # If the notebook is running, look at other scenes:
 
@@ -450,15 +453,12 @@ print(F.max_unpool2d(pooled, places, 2, output_size=(5, 5))[0, 0].int())
 # in two ways: to the places that were noted, or always to the upper left corner of each window,
 # which is what a network without a memory could do.
 #
-# <details>
-# <summary><b>Predict, then run.</b> After three poolings one number of 64 is left. How strong are the
-# edges under the dots, if their places are remembered?</summary>
+# **Predict, then run.** After three poolings one number of 64 is left. How strong are the edges
+# under the dots, if their places are remembered?
 #
 # - A. Average: one number of 64 cannot know much.
 # - B. Several times the average: the dots stand on the strongest edges.
 # - C. Zero: the dots fall between the edges.
-#
-# </details>
 
 # %%
 def down_and_up(x, times=3, remember=True):
@@ -493,13 +493,19 @@ show.figure(fig, alt=(
     "of umbrella, person and sail."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** (The dots are drawn three pixels wide so that you see them.) Third panel: a regular grid,
 # which says no more than the mosaic. Fourth panel: the same numbers, and umbrella, person and sail
 # can be recognised.
 #
-# *Why.* The maximum stands *on* the edge; its place is the edge's place, to the pixel. What the
-# places cannot say is whose edge it is. All knowledge about classes has to come up from the
-# bottom, through the numbers themselves.
+# *Why.* The maximum stands *on* the edge; its place is the edge's place, to the pixel.
+#
+# </details>
+#
+# What the places cannot say is whose edge it is. All knowledge about classes has to come up from
+# the bottom, through the numbers themselves.
 
 # %% [markdown]
 # ## U-Net: the whole map
@@ -689,15 +695,12 @@ def train_on_drawings(name, skip, steps):
     return model.eval()
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> SegNet's places come from all edges alike. With their help, what
-# will it make of the ring?</summary>
+# **Predict, then run.** SegNet's places come from all edges alike. With their help, what will it
+# make of the ring?
 #
 # - A. A clean ring of the right class.
 # - B. Nothing: it gets no features of the ring.
 # - C. Something at the right place, of the wrong class.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 2 if session.quick else 120  # the course's own tests train less
@@ -737,15 +740,21 @@ show.figure(fig, alt=(
     "the ring in the colour of the disc, and U-Net draws both as they are."))
 
 # %% [markdown]
-# **C.** Orange is "ring", blue is "disc". Without skips (first and third row) the networks know that
-# there is a disc, and roughly where (FCN-8s misses the smaller one); of the ring nothing is left.
-# With them:
+# Orange is "ring", blue is "disc".
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** Without skips (first and third row) the networks know that there is a disc, and roughly
+# where (FCN-8s misses the smaller one); of the ring nothing is left. With them:
 #
 # - **by sum**: FCN-8s has pieces of the ring, as fine as its finest scores, 1/8;
 # - **by indices**: SegNet puts dots *on the ring*, to the pixel, and calls them disc. The numbers
 #   that come up know of the disc only, and the places spread them over every edge nearby;
 # - **by concatenation**: U-Net has both, outline and class. Its fine maps bring features, and from
 #   features a class can be told.
+#
+# </details>
 #
 # FCN's sum can be opened. Its score for the ring, and for the disc, is three parts, one per level:
 
@@ -1309,7 +1318,7 @@ for name in WAYS:
 # - **The order.** The skip joins *after* the coarse map has been enlarged, in all three. Texts that
 #   let it join before have the sizes against them.
 # - **"Deconvolution"** is the transposed convolution: the transpose, not the inverse
-#   ([chapter 01](01_what_is_segmentation.ipynb#it-is-not-the-inverse)).
+#   ([chapter 01](01_what_is_segmentation.ipynb#is-it-the-inverse)).
 
 # %% [markdown]
 # ## Pitfalls

@@ -381,15 +381,11 @@ show.figure(fig, alt=(
 # that do ($K = 7$, $S = 4$). Both are scaled so that a well placed edge gives 1. Now the edge
 # moves, one pixel at a time.
 #
-# <details>
-# <summary><b>Predict, then run.</b> What is the strongest answer among all tokens, as the edge
-# moves?</summary>
+# **Predict, then run.** What is the strongest answer among all tokens, as the edge moves?
 #
 # - A. About 1 everywhere for both: some window always finds the edge.
 # - B. Without overlap it falls to 0 at some places, with overlap it never does.
 # - C. Both fall to 0 at some places, because both step by four.
-#
-# </details>
 
 # %%
 def strongest(weight, padding, edge):
@@ -418,13 +414,20 @@ show.figure(fig, alt=(
     "stays between two thirds and 1."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Dashed: without overlap the answer is exactly 0 whenever the edge falls on a boundary
 # between two patches, once every four pixels. Solid: with overlap it never falls below two thirds.
 #
 # *Why.* If the edge lies between two patches, each patch is flat inside. Any filter whose weights
 # sum to zero gives 0 on a flat patch, however well it was trained. That an edge is there can then
 # only be found later, by comparing two tokens. An overlapping window always has the boundary
-# somewhere inside. The paper's words for this are *local continuity*.
+# somewhere inside.
+#
+# </details>
+#
+# What an overlap keeps is, in the paper's words, *local continuity*.
 
 # %% [markdown]
 # ### A photograph that moves
@@ -434,15 +437,12 @@ show.figure(fig, alt=(
 # changed, after moving the token map back by whole tokens as well as possible. (The outermost
 # tokens are left out.)
 #
-# <details>
-# <summary><b>Predict, then run.</b> By how much do the tokens change when the picture moves by 4
-# pixels, the stride?</summary>
+# **Predict, then run.** By how much do the tokens change when the picture moves by 4 pixels, the
+# stride?
 #
 # - A. Not at all: they are the same tokens, one place further.
 # - B. Most of all: four is the largest step.
 # - C. About as much as at 1 pixel: different pixels are different pixels.
-#
-# </details>
 
 # %%
 def change(conv, shift):
@@ -482,9 +482,15 @@ show.figure(fig, alt=(
     "below the one without at every other shift."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** Both curves fall to zero at 4 and 8 pixels: there the window grid meets the picture as
-# before, and the tokens are the same, moved by one or two places. In between all tokens change,
-# with overlap (solid) a little less.
+# before, and the tokens are the same, moved by one or two places.
+#
+# </details>
+#
+# Between two steps all tokens change, with overlap (solid) a little less.
 #
 # *Why less?* One is tempted to say: because the windows share pixels. A control says otherwise:
 # windows of 7 pixels that do *not* overlap.
@@ -543,15 +549,12 @@ print("eps", embed.norm.eps)
 # one from a dim part of the picture have the same strength: what is left is the *pattern* over the
 # channels. For a whole picture of low contrast that is a gift. It needs a limit, though.
 #
-# <details>
-# <summary><b>Predict, then run.</b> The contrast of the photograph is turned down to one
-# ten-thousandth. How strong are its tokens after the norm?</summary>
+# **Predict, then run.** The contrast of the photograph is turned down to one ten-thousandth. How
+# strong are its tokens after the norm?
 #
 # - A. As strong as ever: the norm divides by whatever the strength is.
 # - B. Close to zero: `eps` is now the larger part of what is divided by.
 # - C. Not a number: zero divided by zero.
-#
-# </details>
 
 # %%
 contrasts = 10.0 ** torch.arange(-5, 0.1, 0.25)
@@ -580,15 +583,22 @@ print("all zeros, eps 1e-5:", F.layer_norm(torch.zeros(4), (4,), eps=1e-5).tolis
 print("all zeros, eps 0:   ", F.layer_norm(torch.zeros(4), (4,), eps=0.0).tolist())
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B**, with the `eps` of the patch embedding, 1e-5 (solid). For normal pictures all three curves
 # are flat: contrast makes no difference. Below one hundredth `eps` takes over and the tokens fade
 # out.
 #
 # *Why it matters.* With next to no `eps` (dotted) a window with next to no signal would still give
 # a token at full strength, made of noise. With none, a token of zeros becomes *not a number*, which
-# one step of training spreads through the whole network. The value also belongs to the weights: the
-# norms before attention and Mix-FFN and at the end of each stage use 1e-6, and weights loaded into
-# a model with another `eps` give slightly different outputs.
+# one step of training spreads through the whole network.
+#
+# </details>
+#
+# The value of `eps` also belongs to the weights: the norms before attention and Mix-FFN and at the
+# end of each stage use 1e-6, and weights loaded into a model with another `eps` give slightly
+# different outputs.
 
 # %% [markdown]
 # ## One reshape that lies
@@ -602,14 +612,11 @@ print("all zeros, eps 0:   ", F.layer_norm(torch.zeros(4), (4,), eps=0.0).tolist
 #
 # The shape is right. Every shape test passes.
 #
-# <details>
-# <summary><b>Predict, then run.</b> What does channel 0 of that tensor look like?</summary>
+# **Predict, then run.** What does channel 0 of that tensor look like?
 #
 # - A. Like channel 0 of the token map.
 # - B. Like the token map turned on its side.
 # - C. Like a woven pattern: it is filled with *all* channels of the *first* tokens.
-#
-# </details>
 
 # %%
 with torch.no_grad():
@@ -630,10 +637,15 @@ show.figure(fig, alt=(
     "columns wide, in which nothing can be recognised."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** Right: with `transpose(1, 2)` first. Wrong: without. `reshape` never moves numbers, it only
 # counts them off anew. In a token list the four numbers of one token stand side by side, so the
 # "first channel" takes the first quarter of the *tokens*, all their channels woven into stripes.
 # Training runs with this mistake, too, only badly, and no message says why.
+#
+# </details>
 #
 # The package avoids the question. Its token maps keep their two spatial axes, (B, H, W, C), and
 # `permute` *names* what it moves.
@@ -674,15 +686,11 @@ def iou(a, b):
     return ((a & b).sum() / (a | b).sum()).item()
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> What is left of the wheel with one label per 16 × 16
-# pixels?</summary>
+# **Predict, then run.** What is left of the wheel with one label per 16 × 16 pixels?
 #
 # - A. A coarse ring with a hub, the spokes are gone.
 # - B. A ring and spokes, all too thick.
 # - C. One square where the hub was.
-#
-# </details>
 
 # %%
 mask = wheel()
@@ -695,13 +703,18 @@ show.figure(fig, alt=(
     "is dotted, and at 16 one square is left."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** From left to right the wheel falls apart: first the spokes, then the tyre. A tyre four
 # pixels wide is never the majority of a 16 × 16 patch.
 #
+# </details>
+#
 # *Why this is not the whole story.* A network may give *shares* instead of labels, and its decoder
-# may draw a finer picture than its tokens ([chapter 07](07_mlp_decoder.ipynb#why-a-quarter) measures
-# how fine). But what never was in a token cannot be drawn. That is the reason for a first stage at
-# 1/4, and for a decoder that uses all four stages.
+# may draw a finer picture than its tokens ([chapter 07](07_mlp_decoder.ipynb#why-a-quarter)
+# measures how fine). But what never was in a token cannot be drawn. That is the reason for a first
+# stage at 1/4, and for a decoder that uses all four stages.
 
 # %% [markdown]
 # ## Turn the two knobs

@@ -139,16 +139,13 @@ print("mixed values   ", (wrong @ v).T)
 # %% [markdown]
 # ### Why divide by the root of d?
 #
-# <details>
-# <summary><b>Predict, then run.</b> Random queries and keys, every number with standard deviation 1,
-# and 64 keys to choose from. Without the division: how much weight does the best key get when the
-# vectors are 512 numbers long?</summary>
+# **Predict, then run.** Random queries and keys, every number with standard deviation 1, and 64
+# keys to choose from. Without the division: how much weight does the best key get when the vectors
+# are 512 numbers long?
 #
 # - A. About 1/64: all keys are equally random.
 # - B. About a tenth: a few are a little better.
 # - C. Nearly all of it.
-#
-# </details>
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -161,11 +158,16 @@ for d in (8, 32, 128, 512):
           f"the best key gets {best[0]:.2f} without scale, {best[1]:.2f} with it")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** *Why?* A product is a sum of $d$ random terms, so it spreads like $\sqrt{d}$. The softmax
 # sees differences: at a spread of 20 the best key is usually several points ahead, and every point
 # is a factor of 2.7. Attention that has already decided can hardly learn, because where a weight is
 # 0 or 1 the softmax is flat. Divided by $\sqrt{d}$ the scores spread by 1, and the last column no
 # longer depends on $d$.
+#
+# </details>
 
 # %% [markdown]
 # ## From tokens to queries, keys, values
@@ -265,23 +267,26 @@ numbers = torch.arange(32).reshape(4, 8)  # (H, W), C = 1
 numbers
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> R = 4. Which four tokens does Reshape(N/R, C·R) put into the
-# first row?</summary>
+# **Predict, then run.** R = 4. Which four tokens does Reshape(N/R, C·R) put into the first row?
 #
 # - A. 0, 1, 8, 9: the upper left square.
 # - B. 0, 1, 2, 3: the left half of the upper row.
 # - C. 0, 8, 16, 24: the left column.
-#
-# </details>
 
 # %%
 R = 4
 numbers.reshape(32 // R, 1 * R)  # (N / R, C * R)
 
 # %% [markdown]
-# **B.** *Why?* A list of tokens holds the map row by row, like the lines of a page. `reshape` counts
-# off $R$ tokens, then the next $R$. What stands side by side merges: a **strip**, one token high.
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **B.** *Why?* A list of tokens holds the map row by row, like the lines of a page. `reshape`
+# counts off $R$ tokens, then the next $R$. What stands side by side merges: a **strip**, one token
+# high.
+#
+# </details>
+#
 # For a square one has to split both axes first, exactly as when cutting patches:
 
 # %%
@@ -291,9 +296,9 @@ squares.reshape(-1, s * s)
 
 # %% [markdown]
 # The first row is now 0, 1, 8, 9. The released code merges such squares, with a convolution whose
-# kernel and stride are $s$. It is called a *sequence reduction* either way. That both are the matrix
-# of equation 2, only on other tokens, can be shown by equality. Strips first: a linear map on strips
-# is a convolution with kernel $(1, R)$ and stride $(1, R)$.
+# kernel and stride are $s$. It is called a *sequence reduction* either way. That both are the
+# matrix of equation 2, only on other tokens, can be shown by equality. Strips, $R$ tokens of a row,
+# first: a linear map on strips is a convolution with kernel $(1, R)$ and stride $(1, R)$.
 
 # %%
 torch.manual_seed(0)
@@ -426,15 +431,12 @@ for side in (128, 256, 512):
 # Squares are 32 × 32 at any size. A strip's shape depends on the width of the picture, because the
 # reshape knows nothing of rows: at 128 pixels 64 tokens are *two* lines.
 #
-# <details>
-# <summary><b>Predict, then run.</b> At 224 pixels a line of stage 1 has 56 tokens. R is still 64.
-# What do the strips look like?</summary>
+# **Predict, then run.** At 224 pixels a line of stage 1 has 56 tokens. R is still 64. What do the
+# strips look like?
 #
 # - A. An error: 64 does not divide 56.
 # - B. Strips of 56 tokens; the last 8 are dropped.
 # - C. A line and a piece of the next: the strips wrap, each at another place.
-#
-# </details>
 
 # %%
 sides = (128, 224, 256)
@@ -451,10 +453,15 @@ for key in (10, 19):
     print(f"224 px, key {key}: from (row, column) {divmod(first, 56)} to {divmod(last, 56)}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** $N$ = 56 · 56 = 3,136 is divisible by 64, and that is all `reshape` asks for. Key 10 begins
 # in the middle of one row and ends in the next. So the same weights mean something else in every
 # key: the matrix's first block is sometimes the left edge, sometimes the right. With squares the
 # first block always is the upper left corner.
+#
+# </details>
 
 # %% [markdown]
 # ### What a key can know
@@ -658,15 +665,12 @@ assert count(strips.k) == count(encoder.stages[0].blocks[0].attention.reduce)
 # %% [markdown]
 # ## What it saves
 #
-# <details>
-# <summary><b>Predict, then run.</b> With R = 64 the weights of stage 1 have 64 times fewer entries.
-# Now the side of the picture doubles. By how much does the reduced matrix grow?</summary>
+# **Predict, then run.** With R = 64 the weights of stage 1 have 64 times fewer entries. Now the
+# side of the picture doubles. By how much does the reduced matrix grow?
 #
 # - A. 4 times: it is now linear in the number of tokens.
 # - B. 16 times, just like the full one.
 # - C. 2 times.
-#
-# </details>
 
 # %%
 print("  side       N      full: N x N   reduced: N x N/R")
@@ -675,10 +679,15 @@ for side in (128, 256, 512, 1024, 2048):
     print(f"{side:5d} {n:8,d} {n * n:16,d} {n * n // 64:18,d}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why?* Every key still stands for the same 32 × 32 pixels, so twice the side gives four times
 # the queries *and* four times the keys. $O(N^2 / R)$ is quadratic; $R$ is a constant. What it buys is
 # a head start: the reduced matrix is as large as the full one of a picture with $\sqrt[4]{64}$ = 2.8
 # times shorter sides.
+#
+# </details>
 
 # %% [markdown]
 # ### Measured
@@ -799,15 +808,12 @@ print(f"384 px, matrix kept: {rows['full, matrix kept'][-1]['memory_mb'] / 1000:
 #
 # The reducing convolution has no padding and rounds *down*: what doesn't fill a square is dropped.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A picture of 60 × 60 pixels has 15 × 15 tokens in stage 1, and
-# the stride is 8. How many of its tokens go into a key?</summary>
+# **Predict, then run.** A picture of 60 × 60 pixels has 15 × 15 tokens in stage 1, and the stride
+# is 8. How many of its tokens go into a key?
 #
 # - A. All: the last squares are just smaller.
 # - B. More than nine in ten.
 # - C. Little more than a quarter.
-#
-# </details>
 #
 # To find out, mark them: ask the package's own convolution which tokens its result depends on.
 
@@ -844,9 +850,14 @@ show.figure(fig, alt=(
     "stage 1 to stage 3."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C**, 28 percent: one square of 8 × 8 tokens fits into 15 × 15, and no second one. The dark tokens
 # still *ask*, they are queries like all others. But nobody in their stage can ask *them*. What they
 # know reaches the rest only through convolutions, a few tokens per block.
+#
+# </details>
 #
 # *What to do.* For sides that are multiples of 32 every token is seen (last row of the table).
 # Large pictures lose a thin border at most; small ones can lose most of their area. So resize to a
@@ -866,15 +877,11 @@ weights = sl.analysis.attention_map(fresh, picture(256), "stage2.block1", pixel=
 print(weights.shape, weights.dtype, "two heads over 256 x 256 pixels")
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> This network has random weights. What does its attention look
-# like?</summary>
+# **Predict, then run.** This network has random weights. What does its attention look like?
 #
 # - A. Noise: random places, some much brighter than others.
 # - B. Nearly the same weight everywhere.
 # - C. Bright around the query and dark far away.
-#
-# </details>
 
 # %%
 for stage in (1, 2, 3, 4):
@@ -882,12 +889,17 @@ for stage in (1, 2, 3, 4):
     print(f"stage {stage}: 64 keys, largest weight {64 * weights.max():.2f} times the mean")
 
 # %% [markdown]
-# **B.** *Why?* The released network starts its linear maps with a standard deviation of 0.02, so all
-# scores are close to zero and the softmax of equal numbers is equal. A fresh SegFormer averages over
-# the whole picture, in every head of every stage. Looking at *places* has to be learned.
+# <details>
+# <summary><b>Answer</b></summary>
 #
-# So train one. The scenes are the drawn sample of [chapter 00](00_start_here.ipynb); half a minute to
-# a minute on two CPU cores.
+# **B.** *Why?* The released network starts its linear maps with a standard deviation of 0.02, so
+# all scores are close to zero and the softmax of equal numbers is equal. A fresh SegFormer averages
+# over the whole picture, in every head of every stage. Looking at *places* has to be learned.
+#
+# </details>
+#
+# What does attention look at once it has learned something? Train a network. The scenes are the
+# drawn sample of [chapter 00](00_start_here.ipynb); half a minute to a minute on two CPU cores.
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 30 if session.quick else 250  # the course's own tests train less
@@ -963,7 +975,7 @@ panels = [lit(weights) for weights in heads_of(model, 4, (70, 128))]
 fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=4, cell=1.25, **light)
 show.figure(fig, colours=64, alt=(
     "The scene lit by the attention of one query in each of the eight heads of stage 4. In every "
-    "head a few squares are bright and most are dark; many of the bright ones are the same in all "
+    "head a few squares are bright and most are dark; many of the bright ones are the same in most "
     "heads."))
 
 # %% [markdown]

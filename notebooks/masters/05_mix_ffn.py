@@ -62,15 +62,11 @@ show.network(lit="mix_ffn")
 # Surely attention sees it? Try: take a map of 6 × 6 tokens, shuffle the 36 tokens, and send both
 # maps through plain self-attention.
 #
-# <details>
-# <summary><b>Predict, then run.</b> What happens to the output when the tokens are
-# shuffled?</summary>
+# **Predict, then run.** What happens to the output when the tokens are shuffled?
 #
 # - A. It is shuffled in the same way, and nothing else changes.
 # - B. Every token changes: its neighbours are others now.
 # - C. Only tokens that were moved far change.
-#
-# </details>
 
 # %%
 attention = sl.EfficientSelfAttention(dim=32, heads=2, stride=1)  # stride 1: no reduction
@@ -85,9 +81,14 @@ torch.testing.assert_close(attention(shuffle(tokens)), shuffle(attention(tokens)
 print("attention of the shuffled map = the shuffled attention")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** Attention compares *contents*: each query asks all keys, and the sum over all of them is the
 # same in any order. To attention a picture is a bag of tokens. Sky above road or road above sky: it
 # cannot tell.
+#
+# </details>
 #
 # ## The usual answer: a table
 #
@@ -207,15 +208,12 @@ print("by hand:", (window * kernels[0, 0]).sum().item())
 # The window has 12 in its middle, and the result is its right neighbour, 13. All places at once:
 # `groups=2` says "two channels, each on its own".
 #
-# <details>
-# <summary><b>Predict, then run.</b> Channel 1 is one everywhere and its kernel sums nine numbers.
-# What comes out?</summary>
+# **Predict, then run.** Channel 1 is one everywhere and its kernel sums nine numbers. What comes
+# out?
 #
 # - A. Nine everywhere.
 # - B. Nine inside, less at the border.
 # - C. One everywhere.
-#
-# </details>
 
 # %%
 out = F.conv2d(toy, kernels, padding=1, groups=2)
@@ -223,13 +221,19 @@ print(out[0, 0])
 print(out[0, 1])
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Inside nine, at an edge six, in a corner four. The picture was constant, and the result is
 # not.
 #
-# *Why.* `padding=1` puts a frame of zeros around the map, and the kernel counts them. Here is
-# the whole idea of this chapter in 25 numbers: **a convolution with zero padding tells every place
-# near the border where it is.** Channel 0 shows the other side: the right column got a zero, because
-# there was no neighbour to take.
+# *Why.* `padding=1` puts a frame of zeros around the map, and the kernel counts them.
+#
+# </details>
+#
+# Here is the whole idea of this chapter in 25 numbers: **a convolution with zero padding tells
+# every place near the border where it is.** Channel 0 shows the other side: the right column got a
+# zero, because there was no neighbour to take.
 #
 # ### Depth-wise and full
 #
@@ -434,15 +438,12 @@ _ = set_padding(mix, "zeros")
 # the output is position: the spread over places, divided by the spread of all numbers. It is 0 where
 # all places are equal.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Zeros only in the four patch embeddings, or zeros only in the
-# eight Mix-FFNs: which leaks more in a fresh network?</summary>
+# **Predict, then run.** Zeros only in the four patch embeddings, or zeros only in the eight
+# Mix-FFNs: which leaks more in a fresh network?
 #
 # - A. Mix-FFN, by far: that is what it is for.
 # - B. Both about the same.
 # - C. The patch embeddings, by far.
-#
-# </details>
 
 # %%
 settings = {  # padding of the patch embeddings, of Mix-FFN, class of the feed-forward network
@@ -470,13 +471,20 @@ for name, stages in spread.items():
     print(f"{name:36s}", "  ".join(f"{s:.2f}" for s in stages))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C**, and by a lot. With zeros only in the patch embeddings nearly all of the leak is there; with
 # zeros only in Mix-FFN, the block that is said to bring the position in, it is a small fraction
 # of it. In each row it grows from stage to stage. And the last three rows are zero throughout: no
 # zeros, no leak.
 #
 # *Why.* Every token *is* the output of a patch embedding, but Mix-FFN is only *added* to the stream
-# of tokens. Compare how strong the two are before training:
+# of tokens.
+#
+# </details>
+#
+# How strong is Mix-FFN beside the stream of tokens that it is added to? Before training:
 
 # %%
 def strengths(encoder):
@@ -580,15 +588,11 @@ print("zeros tell the place, circular padding does not")
 # takes some minutes, so its results lie in `docs/results/position-leak.json`, with the command that
 # makes them.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Which of the seven networks can name places in stage
-# 4?</summary>
+# **Predict, then run.** Which of the seven networks can name places in stage 4?
 #
 # - A. Those whose Mix-FFN pads with zeros, and no other.
 # - B. All with zeros anywhere.
 # - C. All with zeros anywhere, and one without any zeros.
-#
-# </details>
 
 # %%
 results = sl.data.course_folder() / "docs" / "results"
@@ -624,6 +628,9 @@ assert max(at_96["circular everywhere"][3], at_96["reflect everywhere"][3]) < 0.
 assert np.allclose(at_96["zeros everywhere"], at_96["zeros in Mix-FFN only"], atol=0.05)
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** Read the left half line by line. The lines are dashed because two pairs lie on each other:
 # zeros everywhere (blue) with zeros in Mix-FFN only (orange), and at the bottom reflect with circular.
 #
@@ -636,6 +643,8 @@ assert np.allclose(at_96["zeros everywhere"], at_96["zeros in Mix-FFN only"], at
 #   Somebody has to pass the message on from the border, and the 3 × 3 convolution does.
 # - *Replicate* leaks although it did nothing to a constant picture: in noise, a row that occurs twice
 #   gives the border away. *Circular* and *reflect* tell nothing.
+#
+# </details>
 #
 # ### A ruler counted in tokens
 #
@@ -775,8 +784,9 @@ for (name, label), style in zip([("Mix-FFN", "zeros"), ("Mix-FFN, circular paddi
 ax.set(xlabel="pixels from the border", ylabel="mIoU of the band, percent")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
-    "Mean IoU of bands around the border for zero and circular padding. Both rise from about 28 percent "
-    "in the outermost four pixels to about 35 farther in; the error bars of the two overlap everywhere."))
+    "Mean IoU of bands around the border for zero and circular padding. Both rise, from 28 and 29 "
+    "percent in the outermost four pixels to about 35 farther in; the error bars of the two overlap "
+    "everywhere."))
 bands = {name: np.array([run["by_border_distance"] for run in runs[name]]) for name in runs}
 assert all((b[:, 0] < b[:, 3]).all() for b in (bands["Mix-FFN"], bands["Mix-FFN, circular padding"]))
 

@@ -138,15 +138,11 @@ print("equal:", tuple(block(tokens).shape))
 # keep the size of what they read (standard deviation $1/\sqrt{\text{inputs}}$), and follow the size
 # of the tokens.
 #
-# <details>
-# <summary><b>Predict, then run.</b> How large are the tokens after 40 pre-norm blocks, if they
-# start at 1?</summary>
+# **Predict, then run.** How large are the tokens after 40 pre-norm blocks, if they start at 1?
 #
 # - A. Still about 1: there is a norm in every branch.
 # - B. Between 5 and 10: they grow, but slowly.
 # - C. Thousands: every block adds something of the size of what it sees.
-#
-# </details>
 
 # %%
 def full_size(module):
@@ -203,6 +199,9 @@ for name, (sizes, likeness) in stacks.items():
 assert 5 < stacks["pre-norm"][0][-1] < 10
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Left panel, logarithmic: without a norm (dashed) the size explodes. With pre-norm (solid)
 # it grows, and ever more slowly. Right panel: how much of the start is still in the sum.
 #
@@ -212,6 +211,8 @@ assert 5 < stacks["pre-norm"][0][-1] < 10
 # squares, so the size grows about like the square root of the number of blocks. Post-norm holds the
 # size at 1, but has to shrink everything that is already in the sum to do so, time and again: after
 # fifteen blocks nothing is left of what came in.
+#
+# </details>
 #
 # Three consequences of pre-norm. The whole stage is one sum, so on its way back a gradient reaches
 # the first block without passing through any other. The later a block, the smaller its *share* of
@@ -569,15 +570,12 @@ for variant, printed in TABLE_7.items():
 # %% [markdown]
 # ### Where the parameters sit, and where the work is done
 #
-# <details>
-# <summary><b>Predict, then run.</b> Stage 4 holds 59 % of the parameters of B0's encoder. What is its
-# share of the multiply-accumulates at 512 pixels?</summary>
+# **Predict, then run.** Stage 4 holds 59 % of the parameters of B0's encoder. What is its share of
+# the multiply-accumulates at 512 pixels?
 #
 # - A. About 60 %: more weights, more work.
 # - B. About 18 %.
 # - C. About 1 %: it has only 1/64 of stage 1's tokens.
-#
-# </details>
 
 # %%
 def shares(variant, size=512):
@@ -608,6 +606,9 @@ show.figure(fig, alt=(
     "4. In B3 about two thirds of both sit in stage 3."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Plain bars: parameters. Hatched: work. In B0 the weights sit in the late stages and the
 # work is spread over all four, with most of it in stage 1.
 #
@@ -615,6 +616,8 @@ show.figure(fig, alt=(
 # The work is parameters times places: stage 4 has 64 times fewer tokens than stage 1, each 8 times
 # longer. $8^2 = 64$: the two nearly cancel. In B3 the picture changes for another reason: 18 of its
 # 28 blocks are in stage 3, and so is most of everything.
+#
+# </details>
 
 # %% [markdown]
 # ## The first weights
@@ -650,15 +653,12 @@ for name, conv in convs.items():
 # out: one input channel reaches 9 outputs and no more, so the rule says $\sqrt{2/9} = 0.471$. That
 # is 24 times 0.02.
 #
-# <details>
-# <summary><b>Predict, then run.</b> How much weaker is what a fresh Mix-FFN adds, if its depth-wise
-# weights are 24 times smaller?</summary>
+# **Predict, then run.** How much weaker is what a fresh Mix-FFN adds, if its depth-wise weights are
+# 24 times smaller?
 #
 # - A. Not at all: there is a norm in front, and GELU behind.
 # - B. About 24 times.
 # - C. About 576 times, 24 squared: GELU of something small is smaller still.
-#
-# </details>
 
 # %%
 def trace(init, seed=0):
@@ -680,6 +680,9 @@ print(f"weaker by a factor of {weaker[0]:.0f} and {weaker[1]:.0f}")
 assert (abs(weaker - 24) < 2).all()
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** From tokens of size 1, the released start adds 0.018, the other 0.0008.
 #
 # *Why.* The norm stands *before* the first linear map and evens out only what comes in. Behind the
@@ -687,8 +690,11 @@ assert (abs(weaker - 24) < 2).all()
 # 2$: it hands the factor on as it is.
 #
 # So a network with 0.02 everywhere begins with its Mix-FFN all but switched off, in every block.
-# Does it matter once training is under way? Train both on the same pictures and watch what the
-# first Mix-FFN adds.
+#
+# </details>
+#
+# Does the start matter once training is under way? Train both on the same pictures and watch what
+# the first Mix-FFN adds.
 
 # %% tags=["nbval-ignore-output"]
 train_set = sl.data.open_dataset("sample-coco", "train")
@@ -805,15 +811,11 @@ images = {"photograph": photo, "scene": scene.as_subclass(torch.Tensor)[None]}
 print({name: tuple(image.shape) for name, image in images.items()})
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> What do the four maps of a network with random weights look
-# like?</summary>
+# **Predict, then run.** What do the four maps of a network with random weights look like?
 #
 # - A. Noise: it hasn't learned anything.
 # - B. The picture itself, coarser from stage to stage, in odd colours.
 # - C. One colour: random weights average everything away.
-#
-# </details>
 
 # %%
 torch.manual_seed(0)
@@ -826,11 +828,16 @@ show.figure(fig, alt=(
     "version of it, F4 a mosaic of 8 by 8 and 6 by 6 squares."))
 
 # %% [markdown]
-# **B.** From left to right: the picture, then stages 1 to 4, each token one square of colour.
+# From left to right: the picture, then stages 1 to 4, each token one square of colour.
 #
-# *Why.* A random convolution is still a filter, and what is different before it is different after
-# it. And the blocks of a fresh network add little, as their sizes have shown: what you see is
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **B.** *Why.* A random convolution is still a filter, and what is different before it is different
+# after it. And the blocks of a fresh network add little, as their sizes have shown: what you see is
 # mostly the work of four random patch embeddings.
+#
+# </details>
 #
 # Now train: the network of the last section with the released start goes on for some more steps.
 
@@ -845,8 +852,9 @@ rows = [[image[0], *pyramid(trained, image)] for image in images.values()]
 fig = show.grid(sum(rows, []), ["picture", "F1", "F2", "F3", "F4"] * 2, columns=5, cell=1.35)
 show.figure(fig, alt=(
     "The same two pictures with the four feature maps of the briefly trained network, in other "
-    "colours. F1 and F2 are still copies of the picture, F3 and F4 are more mixed than before; no "
-    "map shows the objects as areas of one colour."))
+    "colours. F1 and F2 are still copies of the picture; F3 and F4 are mosaics, that of the "
+    "photograph more mixed than before; no map shows the objects clearly, each as an area of one "
+    "colour."))
 
 # %% [markdown]
 # Other colours, and of the photograph less is left from $F_3$ on. But where are the objects? They
@@ -854,15 +862,11 @@ show.figure(fig, alt=(
 # of what the tokens of a map differ in is due to the class of their place?** Zero would mean that
 # tokens on objects look like those on the background, one that tokens of a class are all the same.
 #
-# <details>
-# <summary><b>Predict, then run.</b> How large is that share in $F_4$ after this short
-# training?</summary>
+# **Predict, then run.** How large is that share in $F_4$ after this short training?
 #
 # - A. Under 15 %.
 # - B. About half.
 # - C. Over 90 %: the network gives good labels by now.
-#
-# </details>
 
 # %%
 @torch.no_grad()
@@ -889,13 +893,18 @@ print("some training  ", " ".join(f"F{i} {share:.1%}" for i, share in enumerate(
 assert max(after) < 0.15 and (session.quick or after[3] > before[3])
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** Training raises the share, most of all in the last map; and still nearly all that the tokens
 # differ in is something else: brightness, colour, the place in the frame.
 #
-# *Why the pictures don't show it.* PCA paints the *strongest* directions. What the network has
-# learned sits in weaker ones, and the decoder finds those because it is trained to. A picture of
-# the strongest directions is not a picture of what a network knows: keep that in mind for every
-# colourful feature map that you meet.
+# </details>
+#
+# *Why don't the pictures show what is learned?* PCA paints the *strongest* directions. What the
+# network has learned sits in weaker ones, and the decoder finds those because it is trained to. A
+# picture of the strongest directions is not a picture of what a network knows: keep that in mind
+# for every colourful feature map that you meet.
 
 # %% [markdown]
 # ### Single channels

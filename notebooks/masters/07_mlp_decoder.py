@@ -241,15 +241,12 @@ assert parameters(decoder) == parameters(b0.decoder) == 433_302
 # measure is the *multiply-accumulate*, MAC: one product, added up. The numbers which the paper prints
 # as "FLOPs" are MACs ([chapter 06](06_encoder.ipynb#the-family)); you will see them come out below.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A ninth of B0's parameters are in the decoder. What is its share
-# of the work, for a picture of 512 × 512 pixels?</summary>
+# **Predict, then run.** A ninth of B0's parameters are in the decoder. What is its share of the
+# work, for a picture of 512 × 512 pixels?
 #
 # - A. About a ninth as well.
 # - B. Next to nothing: no attention, no large kernels.
 # - C. More than half.
-#
-# </details>
 
 # %%
 def by_hand(in_channels, dim, classes, height, width):
@@ -281,10 +278,15 @@ assert in_decoder == sum(by_hand(in_channels, 256, 150, 512, 512).values())
 print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / in_all:.0%}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** 8.39 G is the 8.4 of the paper's Table 1a, and 62 % of it is spent in the "lightweight"
 # decoder. *Why?* One matrix, `fuse`, takes 4.29 G, more than the whole encoder: it has only 262,144
 # weights, but each is used at all 16,384 pixels of F1's size. The encoder works mostly on small
 # maps.
+#
+# </details>
 
 # %% [markdown]
 # ## Three observations
@@ -293,17 +295,14 @@ print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / 
 # All the others were drawn in between by line 2. Is it necessary to translate drawn pixels one by
 # one?
 #
-# ### One: upsampling and channel maps may change places
+# ### One: the order of upsampling and channel maps
 #
-# <details>
-# <summary><b>Predict, then run.</b> A small colour picture is to become a large grey one. Does it
-# matter whether you mix the colours first, or enlarge first?</summary>
+# **Predict, then run.** A small colour picture is to become a large grey one. Does it matter
+# whether you mix the colours first, or enlarge first?
 #
 # - A. Enlarging first is better: mixing then has more pixels to work with.
 # - B. The results are the same, to the last visible digit.
 # - C. They differ at edges, where bilinear upsampling blurs.
-#
-# </details>
 
 # %%
 small = F.avg_pool2d(photo[..., 140:204, 170:266].float() / 255, 2)  # (1, 3, 32, 48)
@@ -333,6 +332,9 @@ show.figure(fig, alt=(
     "edges."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** The first two pictures are equal, the third, their difference, is black. *Why.* Every new
 # pixel is a weighted mean of old pixels. A matrix mixes the channels *inside* a pixel, the mean
 # mixes *pixels*, channel by channel; neither notices what the other does. Even a bias passes
@@ -340,6 +342,8 @@ show.figure(fig, alt=(
 #
 # On the right the control: with a ReLU in place of the mixing the two ways differ, along every edge
 # where one pixel is cut off and its neighbour is not. So the trade is open to linear steps only.
+#
+# </details>
 
 # %%
 with torch.no_grad():
@@ -537,14 +541,11 @@ for name, dims, dim in (("B0", (32, 64, 160, 256), 256), ("B2", (64, 128, 320, 5
 # If folding is so good, why stop at `fuse`? `classify` is a matrix too. In evaluation the batch
 # norm is a scale and a shift. Could the *whole* decoder be folded into one small matrix per level?
 #
-# <details>
-# <summary><b>Predict, then run.</b> What stops it?</summary>
+# **Predict, then run.** What stops it?
 #
 # - A. Nothing. It is not done because training needs the batch norm.
 # - B. The ReLU.
 # - C. The upsampling.
-#
-# </details>
 
 # %%
 with torch.no_grad():
@@ -562,13 +563,18 @@ print("matrices", *[tuple(m.shape) for m in matrices])
 print(f"{sum(m.numel() for m in matrices) + 150:,} numbers for {parameters(decoder):,} parameters")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Without the ReLU two linear maps in a row, three, a hundred, are one. All of this decoder
 # would be 76,950 numbers that do nothing but *add up* what the levels say, each on its own. **The
 # ReLU makes it an MLP.**
 #
-# What is the difference worth? Take two levels that say one thing each: F1 sees stripes, F4 knows
-# which half of the picture is which. The right answer is "the light stripes on the left, the dark
-# stripes on the right".
+# </details>
+#
+# What is out of reach for a decoder that only adds? Take two levels that say one thing each: F1
+# sees stripes, F4 knows which half of the picture is which. The right answer is "the light stripes on
+# the left, the dark stripes on the right".
 
 # %%
 stripes = (torch.arange(32) // 4 % 2).float().expand(32, 32)  # what F1 says
@@ -705,8 +711,8 @@ fig = show.grid(pictures, titles, columns=3, cell=1.8)
 show.figure(fig, alt=(
     "Six masks of the same picture by the same network, each with only some of the four feature "
     "maps left in place. F4 alone gives one blurred blob over both pizzas. With every level that "
-    "joins, outlines become finer, and with all four the cat is there too. F1 alone, or F1 and F2, "
-    "give pieces of the right classes and also patches of them on the table and the plate."))
+    "joins, outlines become finer, and with all four the whole cat is there too. F1 alone, or F1 and "
+    "F2, give pieces of the right classes and also patches of them on the table and the plate."))
 
 # %% [markdown]
 # Upper row and the first of the lower: from F4 alone to all four. F4 knows that there is pizza, and
@@ -733,16 +739,12 @@ for corners in (False, True):
 # The released network says False. The report's decoder uses `nn.UpsamplingBilinear2d`, and that is
 # always True.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A map of 8 × 8 grows to 64 × 64, as F4 of a 256-pixel picture
-# grows to F1's size. A network is trained with one setting and run with the other. How far are
-# things moved?</summary>
+# **Predict, then run.** A map of 8 × 8 grows to 64 × 64, as F4 of a 256-pixel picture grows to F1's
+# size. A network is trained with one setting and run with the other. How far are things moved?
 #
 # - A. Not at all: both are bilinear.
 # - B. By half a pixel of the large map.
 # - C. By up to three pixels of the large map, depending on the place.
-#
-# </details>
 
 # %%
 new = np.arange(64)
@@ -782,6 +784,9 @@ show.figure(fig, alt=(
     "moved outwards."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** Left: the shift along a row, 3.1 pixels at worst, close to the borders, none in the middle.
 # Right: five grey discs, averaged down to 8 × 8 and brought back. Solid (False) the outlines lie on
 # the discs as well as 8 × 8 numbers can tell. Dashed (True) everything is stretched from the middle:
@@ -791,6 +796,8 @@ show.figure(fig, alt=(
 # one shift for all picture sizes can be learned. Load weights trained with one into code with the
 # other, and every mask is off by a little, most near the borders. No error message, just a lower
 # mIoU.
+#
+# </details>
 
 # %% [markdown]
 # ## Why a quarter?
@@ -826,15 +833,12 @@ def mean_iou(radius, stride):
     return float(np.mean([iou(d, through(d, stride)) for d in discs]))
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> A disc of radius 3 has 28 pixels, nearly two tokens' worth. How
-# much of it survives a stride of 4?</summary>
+# **Predict, then run.** A disc of radius 3 has 28 pixels, nearly two tokens' worth. How much of it
+# survives a stride of 4?
 #
 # - A. IoU about 0.9: its share is known exactly.
 # - B. IoU about 0.4.
 # - C. Nothing: no token is covered for the most part.
-#
-# </details>
 
 # %%
 radii = (2, 3, 4, 6, 8, 16, 32)
@@ -856,14 +860,19 @@ show.figure(fig, alt=(
     "right by a doubling of the radius. At stride 4 it passes one half between radius 3 and 4."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** At stride 4 (solid) discs of radius 6 and more are kept well, at radius 3 it is luck, and at
 # radius 2 next to nothing is left. The curves are the same curve, moved: only the radius *in tokens*
 # counts. *Why?* A small disc lies across several tokens, and none of them is covered for the most
 # part. Cut at one half, all of them say background.
 #
-# A network may do better than this. Its scores are no shares, they may be higher for small things,
-# and it has all of F1's channels to place an edge by. But it has to *learn* to do better, and below
-# about 50 pixels of area the grid itself is against it.
+# </details>
+#
+# A network may do better than this figure. Its scores are no shares, they may be higher for small
+# things, and it has all of F1's channels to place an edge by. But it has to *learn* to do better,
+# and below about 50 pixels of area the grid itself is against it.
 #
 # Why not decode at 1/2, then? The work of every line grows fourfold, and there is no F0 to take
 # fine detail from: the first thing the network does to the picture is a step of four pixels.
@@ -1220,17 +1229,18 @@ checks.folded_network(my_folded_network)
 
 # %%
 print(inspect.getsource(sl.models.MLPDecoder.forward))
+print(inspect.getsource(sl.models.MLPDecoder.folded))
 print(inspect.getsource(sl.models.MLPDecoder.forward_unfolded))
 print(inspect.getsource(sl.models.MLPDecoder.scores))
 
 # %% [markdown]
-# `forward` is folded, `forward_unfolded` is the equation as printed, and both end in `scores`: batch
-# norm, dropout, ReLU, `classify`. (Dropout multiplies by 0 or by a positive number, so a ReLU behind
-# it gives the same as one before it.) The rest saves memory: a map that has the right size already is
-# not upsampled, the maps are made one at a time, from the coarsest on, and each is added in place to
-# the sum, for these are the largest maps of the network. The class of this chapter takes the
-# package's weights, `strict`, so that no key may be missing or left over, and must give the same
-# numbers.
+# `forward` is `folded` and then `scores`; `forward_unfolded` is the equation as printed and ends in
+# `scores` as well: batch norm, dropout, ReLU, `classify`. (Dropout multiplies by 0 or by a positive
+# number, so a ReLU behind it gives the same as one before it.) The rest saves memory: a map that has
+# the right size already is not upsampled, the maps are made one at a time, from the coarsest on, and
+# each is added in place to the sum, for these are the largest maps of the network. The class of this
+# chapter takes the package's weights, `strict`, so that no key may be missing or left over, and must
+# give the same numbers.
 
 # %%
 torch.manual_seed(0)

@@ -149,15 +149,11 @@ print(Counter("crowd, run lengths" if a["iscrowd"] else "object, polygons"
               for a in content["annotations"]))
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> What does the crowd look like if the run lengths are read row
-# by row?</summary>
+# **Predict, then run.** What does the crowd look like if the run lengths are read row by row?
 #
 # - A. The same, turned on its side.
 # - B. Short dashes, scattered from top to bottom.
 # - C. `reshape` raises an error.
-#
-# </details>
 
 # %%
 height, width = lengths["size"]
@@ -175,12 +171,17 @@ show.figure(fig, alt=(
     "from top to bottom. Starting with ones gives everything but the people."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Second panel: right. Third: the same numbers, read row by row. No error, because height
 # times width is width times height. (On a square picture it would have been A.) Last: a reader who
 # begins with ones gets everything but the crowd.
 #
-# *Why columns?* COCO's tools exist for MATLAB too, which stores a matrix column by column. It is as
-# good a rule as any, and costs everybody an hour once.
+# </details>
+#
+# *Why columns?* COCO's tools exist for MATLAB too, which stores a matrix column by column. It is
+# as good a rule as any, and costs everybody an hour once.
 
 # %% [markdown]
 # ### From 1 … 90 to 1 … 80
@@ -251,14 +252,11 @@ laid = [{"category_id": i, "iscrowd": 0, "segmentation": s} for i, all_ in table
 print([(a["category_id"], int(region(a, 112, 160).sum())) for a in laid])
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> What is left if the smallest object is painted first?</summary>
+# **Predict, then run.** What is left if the smallest object is painted first?
 #
 # - A. The table, and nothing on it.
 # - B. The same map: each object paints its own pixels.
 # - C. The table with a hole where the pizza was.
-#
-# </details>
 
 # %%
 names = ["background", "dining table", "pizza", "cup", "fork"]
@@ -281,13 +279,18 @@ show.figure(fig, alt=(
     "everything on it has disappeared."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** The table's polygon runs around the *whole* table, pizza and all. **A polygon has no
 # holes.** So whoever outlines a table outlines what lies on it too, and where two outlines overlap, the
 # smaller thing nearly always lies in front.
 #
-# How much does it matter over many pictures? The sample's outlines were drawn by a program that
-# knows what is visible, and hardly ever overlap. So take the most hurried outline there is, the
-# box, and ask of each object: does it keep at least half of the pixels that are really its own?
+# </details>
+#
+# How much does the order matter over many pictures? The sample's outlines were drawn by a program
+# that knows what is visible, and hardly ever overlap. So take the most hurried outline there is,
+# the box, and ask of each object: does it keep at least half of the pixels that are really its own?
 
 # %%
 def painted_in(order, dataset, outline):
@@ -450,15 +453,12 @@ print("all labels lowered by one, twice:", (label - 1) % 256, "->", (label - 2) 
 # Pictures are resized with *bilinear* interpolation: a new pixel is a weighted mean of old ones. Do
 # the same to a label map and see. The map has background (0), stop sign (4) and a few others.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A label map is made half as large by bilinear interpolation
-# and rounded. What happens at the edge of a stop sign?</summary>
+# **Predict, then run.** A label map is made half as large by bilinear interpolation and rounded.
+# What happens at the edge of a stop sign?
 #
 # - A. The edge becomes a little softer.
 # - B. A line of people, cars and boats runs around the sign.
 # - C. The edge becomes 255.
-#
-# </details>
 
 # %%
 image, label = coco[237]
@@ -497,12 +497,18 @@ for mode in halves:
           "and", sum(c > 10 for c in which), "labels of no class")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** The rim of the sign in the last panel: halfway between background 0 and stop sign 4 lies 2, a
 # car; a quarter of the way, 1, a person. Class numbers are *names*, and
 # there is no mean of two names. Worse, between 0 and 255 lie labels that no class has at all: that
 # would be an error, if you are lucky.
 #
-# So labels are resized with *nearest*: a new pixel takes the label of one old pixel. But which one?
+# </details>
+#
+# Labels, then, are resized with *nearest*: a new pixel takes the label of one old pixel. But which
+# one?
 
 # %%
 def shift(factor, mode):
@@ -931,14 +937,11 @@ show.figure(fig, colours=64, alt=(
 # Two rules. *By slice*: any other slice may be copied, as after a random split. *By patient*: only
 # slices of other patients may be.
 #
-# <details>
-# <summary><b>Predict, then run.</b> What mIoU does copying reach by slice and by patient?</summary>
+# **Predict, then run.** What mIoU does copying reach by slice and by patient?
 #
 # - A. Low under both rules: copying is not segmentation.
 # - B. About 0.8 by slice, and clearly less by patient.
 # - C. About 0.65 under both: chests look alike anyway.
-#
-# </details>
 
 # %%
 both = [sl.data.open_dataset("sample-chest-ct", split) for split in ("train", "val")]
@@ -971,8 +974,13 @@ for rule, chosen in source.items():
     print(f"{'':10s} copied from the same patient: {np.mean(patients[chosen] == patients):.0%}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** By slice, remembering scores 0.80. By patient, the only question that matters to the *next*
 # patient, it scores far less, and the small trachea suffers most.
+#
+# </details>
 
 # %%
 asked = 92

@@ -142,15 +142,11 @@ print("in the run's folder:", ", ".join(sorted(path.name for path in folder.iter
 #
 # ### Loss and metric, read together
 #
-# <details>
-# <summary><b>Predict, then run.</b> When the loss falls below that of the blind answer, what does
-# the mIoU do?</summary>
+# **Predict, then run.** When the loss falls below that of the blind answer, what does the mIoU do?
 #
 # - A. It has risen already: loss and mIoU are two names of one thing.
 # - B. It has only just left "background everywhere": most classes are still at zero.
 # - C. It jumps at that moment.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 fig = loss_curve(history)
@@ -171,13 +167,21 @@ for i, entry in enumerate(history):
 assert session.quick or history[-1]["loss"] < blind_loss
 
 # %% [markdown]
-# **B.** Columns: mean loss of the last logged batches, share of right pixels, mIoU, mIoU without
+# Columns: mean loss of the last logged batches, share of right pixels, mIoU, mIoU without
 # background. Grey, dashed: the blind answer's loss; red, dotted: the mIoU of background everywhere.
-# The loss counts pixels, and most pixels are background: to learn *that* is the cheapest gain, and
-# worth almost no mIoU: in the first line the accuracy is that of background everywhere, and the
-# objects have nothing. The mIoU counts classes, each as much as the other, so it moves when another
-# *class* is learned, not when the loss falls. Read the loss to see *whether* something is learned,
-# the metric to see *what*, and stop by neither the one nor the other alone.
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **B.** The loss counts pixels, and most pixels are background: to learn *that* is the cheapest
+# gain, and worth almost no mIoU: in the first line the accuracy is that of background everywhere,
+# and the objects have nothing. The mIoU counts classes, each as much as the other, so it moves when
+# another *class* is learned, not when the loss falls.
+#
+# </details>
+#
+# Read the loss to see *whether* something is learned, the metric to see *what*, and stop by
+# neither the one nor the other alone.
 
 # %% [markdown]
 # ## Fifty unseen pictures
@@ -253,15 +257,12 @@ show.figure(nine(order[::-1][:9]), alt=(
 # While a network is learning, $o$ is larger than $b$ for most classes. Then the loss grows with
 # $\varphi$, *even if every object, small or large, is treated exactly alike*.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Rank the same 50 pictures by the loss of the blind answer,
-# which sees no picture. What do its nine worst show?</summary>
+# **Predict, then run.** Rank the same 50 pictures by the loss of the blind answer, which sees no
+# picture. What do its nine worst show?
 #
 # - A. A random nine: who sees nothing can have no favourites.
 # - B. The nine with the largest objects.
 # - C. The nine with the most objects.
-#
-# </details>
 
 # %%
 labels = [label.as_subclass(torch.Tensor) for _, label in fifty]
@@ -297,12 +298,18 @@ for i in np.argsort(-filled)[:6]:
     print(f"   {classes[int(objects.mode().values)]:<10} fills {filled[i]:.0%}, loss {losses[i]:.2f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Red: the nine largest losses. An answer that sees *nothing* makes the report's figure: its
 # best pictures hold next to no objects, its worst are filled with them. So such a figure cannot
 # tell whether a network loses large objects. And the trained network's low points on the far right
-# are large objects that it does *not* lose: they are of a class that it learned early. (The slope is
-# $o - b$: the longer a network trains, the flatter. Then the class decides more and more.) The
-# ranking mixes in two more things.
+# are large objects that it does *not* lose: they are of a class that it learned early. (The slope
+# is $o - b$: the longer a network trains, the flatter. Then the class decides more and more.)
+#
+# </details>
+#
+# The ranking mixes in two more things.
 #
 # **How frequent a class is.** What a pixel costs the blind answer, class by class:
 
@@ -731,15 +738,12 @@ print(f"mIoU without          {np.nanmean(iou[1:]):.3f}")
 # 01](01_what_is_segmentation.ipynb) has flooded a field of squares to show it; here it meets a
 # trained network.
 #
-# <details>
-# <summary><b>Predict, then run.</b> One object of 10 pixels. A network paints 40 pixels, the object
-# among them. IoU 10 / 40. And with background ignored?</summary>
+# **Predict, then run.** One object of 10 pixels. A network paints 40 pixels, the object among them.
+# IoU 10 / 40. And with background ignored?
 #
 # - A. 0.25: the object has not changed.
 # - B. 0.5: half of the false alarms count.
 # - C. 1: it looks perfect.
-#
-# </details>
 
 # %%
 toy = np.array([[60, 30],    # label background: 30 pixels falsely painted
@@ -760,9 +764,14 @@ print(f"mean recall of objects                  {recall[present].mean():.3f}")
 assert np.nanmean(iou_per_class(without)[1:]) >= np.nanmean(iou[1:])
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** With one class the "IoU" *is* the recall. With several it lies between the two: confusions
 # among objects still count, false alarms do not. Nothing in the code complains. A score that rises
 # as soon as background is ignored has not improved; it has stopped looking.
+#
+# </details>
 #
 # ### Class weights
 #
@@ -780,15 +789,12 @@ for c in shares.argsort(descending=True).tolist()[:12]:
 # probabilities, *tilted*. And tilting needs no training: add $t \log w_c$ to the logits of the
 # network that we have. With $t = 0$ nothing happens, $t = 1$ is the full weight.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Tilted towards rare classes, what do recall and precision of the
-# objects do?</summary>
+# **Predict, then run.** Tilted towards rare classes, what do recall and precision of the objects
+# do?
 #
 # - A. Both rise: the objects were neglected.
 # - B. Recall rises, precision falls.
 # - C. Both stay: the network knows no more than before.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 tilt = torch.tensor(class_weights(counts.tolist())).clamp(min=1e-6).log()[:, None, None]
@@ -807,8 +813,15 @@ for t, M in tilted.items():
           f"{np.trace(M) / M.sum():>10.2f}{np.nanmean(scores):>7.2f}{np.nanmean(scores[1:]):>9.2f}")
 
 # %% [markdown]
-# **B.** More objects are painted, rightly and wrongly: recall up, precision and pixel accuracy down.
-# The mIoU is a balance of the two and may go either way. One picture, tilted more and more:
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **B.** More objects are painted, rightly and wrongly: recall up, precision and pixel accuracy
+# down. The mIoU is a balance of the two and may go either way.
+#
+# </details>
+#
+# One picture, tilted more and more:
 
 # %% tags=["nbval-ignore-output"]
 def tilted_masks(picture, strengths):

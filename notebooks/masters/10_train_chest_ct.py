@@ -196,14 +196,11 @@ def learn(config, every=5):
 
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> Four classes, one loss. In which order are they learned?</summary>
+# **Predict, then run.** Four classes, one loss. In which order are they learned?
 #
 # - A. All together: the loss is one number, and every step improves it for all.
 # - B. The trachea first: its tube of air is the darkest and simplest thing in the picture.
 # - C. By their share of the pixels: background, lung, heart, trachea.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 model, history = learn(CONFIG)
@@ -241,15 +238,24 @@ show.figure(curve(history, "loss (log scale)"), alt=(
     "after it, the trachea last and least."))
 
 # %% [markdown]
-# **C.** Left the loss, grey each batch and blue the mean of nine; right the Dice. *Why this order?*
-# Cross-entropy is a mean over pixels. What holds most pixels has most to say in the gradient; only
-# when the lung costs little does the heart's share count, and then the trachea's. **The fast phase of
-# a curve is a large class being understood.** A flat curve afterwards does not say that all is learned:
-# the class that is still missing may be too small to be heard in it.
+# Left the loss, grey each batch and blue the mean of nine; right the Dice.
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** *Why this order?* Cross-entropy is a mean over pixels. What holds most pixels has most to
+# say in the gradient; only when the lung costs little does the heart's share count, and then the
+# trachea's. **The fast phase of a curve is a large class being understood.** A flat curve
+# afterwards does not say that all is learned: the class that is still missing may be too small to
+# be heard in it.
 #
 # In the drawn slices the fast phase is the lung, and the heart close behind. When the trachea
 # begins to rise, nearly all of the loss is gone: only the logarithm still shows the rest falling.
-# For the report's figure 7 we cannot know; the same window on the real run would tell.
+#
+# </details>
+#
+# What was learned in the fast phase of the report's figure 7 we cannot know; the same window on the
+# real run would tell.
 
 # %% [markdown]
 # ### The real run
@@ -423,15 +429,12 @@ show.figure(fig, alt=(
 #
 # ### The unit is the patient
 #
-# <details>
-# <summary><b>Predict, then run.</b> Let each patient have 27 slices. Take slices as the unit and draw 324
-# of them. What happens to the interval?</summary>
+# **Predict, then run.** Let each patient have 27 slices. Take slices as the unit and draw 324 of
+# them. What happens to the interval?
 #
 # - A. Nothing: the mean is the same, so its interval is too.
 # - B. It becomes about five times narrower.
 # - C. It becomes wider, since slices differ more than patients.
-#
-# </details>
 #
 # To see it in its pure form, let all 27 slices of a patient have the patient's value.
 
@@ -443,11 +446,17 @@ for unit, groups in {"patients": np.repeat(np.arange(12), 27), "slices": np.aran
     print(f"{unit:9s} drawn: {mean:.3f} [{low:.3f}, {high:.3f}], {high - low:.3f} wide")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Twenty-seven copies of an opinion are one opinion. The interval of a mean shrinks with the
-# root of what is drawn, and $\sqrt{27} ≈ 5.2$. Real slices differ within a patient, so the mistake is
-# smaller there, but it always points the same way: **it makes you surer than you may be.** How many
-# patients are enough for an interval at all? Below eight the package gives none: with two or three,
-# redrawing shows the same handful again and again.
+# root of what is drawn, and $\sqrt{27} ≈ 5.2$. Real slices differ within a patient, so the mistake
+# is smaller there, but it always points the same way: **it makes you surer than you may be.**
+#
+# </details>
+#
+# How many patients are enough for an interval at all? Below eight the package gives none: with two
+# or three, redrawing shows the same handful again and again.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2: draw patients (10 minutes)
@@ -511,14 +520,11 @@ for pixels in (64, 96, 192, 512):
 #   wins;
 # - **best scores**: every cell holds whatever number serves best, found by gradient descent.
 #
-# <details>
-# <summary><b>Predict, then run.</b> How much of the trachea is lost at 96 pixels, at most?</summary>
+# **Predict, then run.** How much of the trachea is lost at 96 pixels, at most?
 #
 # - A. Nearly all: something one cell wide can't have an outline.
 # - B. More than half with shares, little with the best scores.
 # - C. About a quarter with both: one pixel in four is kept along each side.
-#
-# </details>
 
 # %%
 def by_shares(labels, cells):
@@ -551,22 +557,24 @@ for pixels, values in shares.items():
           f"| best scores, trachea {best[pixels]:.1f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why the gap?* A cell half trachea, half not, says "undecided", and its neighbours pull it down:
 # shares lose whatever is narrower than about two cells. The best scores do something cleverer. They
 # *exaggerate*: strongly yes in the middle, strongly no beside it, by just so much that the interpolated
 # zero falls on the rim. That is how a map of cells can hold an outline finer than a cell. So the stride
 # does not forbid the trachea. It makes it a fine adjustment, to be learned from few pixels.
+#
+# </details>
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> The next figure sorts the pieces of trachea by size and asks how many
-# were found (half of their pixels). What shape has it?</summary>
+# **Predict, then run.** The next figure sorts the pieces of trachea by size and asks how many were
+# found (half of their pixels). What shape has it?
 #
 # - A. Flat: pieces are missed at random.
 # - B. Rising: the small ones are missed.
 # - C. Falling: large pieces touch more things that they can be mistaken for.
-#
-# </details>
 
 # %%
 def found_by_size(name, edges):
@@ -605,13 +613,20 @@ show.figure(fig, alt=(
     + ", ".join(f"{name} px {share:.0%}" for name, (_, share) in zip(NAMES, rows)) + "."))
 
 # %% [markdown]
-# **B**, in the main: the smallest pieces are missed most, the largest hardly ever, and the three
-# kinds between differ little. Left what a map can hold, the grey line at the size that was trained;
-# right the network that was trained. The smallest pieces come in pairs: they are the main bronchi
-# below the fork, which the labels call trachea as well.
+# Left what a map can hold, the grey line at the size that was trained; right the network that was
+# trained.
 #
-# In the report's run, at 512 pixels, size and stride are hardly an excuse: the trachea is several cells
-# wide there. What is left is the third suspect.
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **B**, in the main: the smallest pieces are missed most, the largest hardly ever, and the three
+# kinds between differ little. The smallest pieces come in pairs: they are the main bronchi below
+# the fork, which the labels call trachea as well.
+#
+# </details>
+#
+# In the report's run, at 512 pixels, size and stride are hardly an excuse: the trachea is several
+# cells wide there. What is left is the third suspect.
 
 # %% [markdown]
 # ### Suspect three: the share of the pixels
@@ -639,14 +654,11 @@ for name, share, weight in zip(train_set.classes, counts / counts.sum(), class_w
 # Four settings, each with the same three groups and seeds. "192 px" has pictures twice as large in
 # batches of 4, so that it costs the same: as many pixels a step.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Class weights as above: what happens to the trachea?</summary>
+# **Predict, then run.** Class weights as above: what happens to the trachea?
 #
 # - A. Its Dice rises: it is what the weights are for.
 # - B. Nearly all of it is found, and its Dice falls.
 # - C. Little changes: a weight is only a scale, and AdamW divides it out.
-#
-# </details>
 
 # %%
 HELP = ("plain", "class weights", "Dice loss", "192 px")
@@ -657,13 +669,18 @@ for name in HELP:
     print(f"{name:15s}" + "".join(f"{cell:14.3f}" for cell in cells))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Recall is nearly whole, and precision pays for it: a broad red blot holds every trachea. *Why?*
 # Where the network is in doubt, a missed pixel now costs about twenty times an invented one. It learned
 # the same, and answers "trachea" from a far lower probability on. Weights are for a detector that
 # must not miss, not for an outline.
 #
-# Dice loss asks for the *overlap* itself: an invented pixel enlarges $P$, a missed one leaves $I$ small,
-# and both cost about the same. It raises recall at a far smaller price.
+# </details>
+#
+# Dice loss asks for the *overlap* itself: an invented pixel enlarges $P$, a missed one leaves $I$
+# small, and both cost about the same. It raises recall at a far smaller price.
 #
 # Two settings are tested on the same patients, so compare patient by patient: the hard ones are hard
 # for both, and the difference leaves that out. If the interval of the *difference* lies on one side of
@@ -786,8 +803,8 @@ views = [look(kind, severity) for kind in SEVERITIES for severity in LEVELS]
 titles = [f"{kind}, {severity}" if severity else "as it is" for kind in SEVERITIES for severity in LEVELS]
 show.figure(show.grid(views, titles, columns=4, cell=1.3, interpolation="auto"), colours=128, alt=(
     "A slice under four shifts, a row each, from the picture as it is to severity 5, with the network's "
-    "answer in colour. At weak shifts the answer hardly changes; at strong ones organs shrink, break up "
-    "or appear where none is."))
+    "answer in colour. At weak shifts the answer hardly changes; at strong ones organs shrink, vanish "
+    "or spill over their rim."))
 
 # %% [markdown]
 # Each row begins with the picture as it is. See where the colours begin to fail. This is one slice and
@@ -797,14 +814,11 @@ show.figure(show.grid(views, titles, columns=4, cell=1.3, interpolation="auto"),
 # centre, nothing by chance), **plain** (scale, crop, mirror) and **colours** (the released recipe: scale,
 # crop, mirror and *photometric distortion*, which changes brightness and contrast at random).
 #
-# <details>
-# <summary><b>Predict, then run.</b> Severity 5 of each: which does the plain network survive best?</summary>
+# **Predict, then run.** Severity 5 of each: which does the plain network survive best?
 #
 # - A. Brighter: the shapes stay, and layer norms remove what is added everywhere.
 # - B. Flatter: every edge stays where it was, only weaker.
 # - C. Noisier: it looks worst, but nothing is systematically moved.
-#
-# </details>
 
 # %%
 TRAINED = {"not augmented": ("o--", "grey"), "plain": ("s-", "blue"), "colours": ("^-", "orange")}
@@ -844,15 +858,21 @@ show.figure(fig, alt=(
                 for name, row in worst.items()) + "."))
 
 # %% [markdown]
-# **C.** Upper row lung and heart, lower row the trachea; a band spans the three runs. *Why does noise
-# cost so little?* The picture is reduced to 96 pixels first, which averages it away, and the drawn
-# patients are noisy themselves. Flattening costs most: black air turns grey, and no slice of the
-# training has a grey lung between grey muscles. Layer norm removes what is common to all channels of a
-# *token*, not what is common to all pixels, and the very first thing a picture meets is a convolution
-# with a bias.
+# Upper row lung and heart, lower row the trachea; a band spans the three runs.
 #
-# Follow one colour from left to right: the claim "stable" holds up to where the line bends, and that
-# depends on the shift. "Robust" without *to what* and *how far* is no statement.
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** *Why does noise cost so little?* The picture is reduced to 96 pixels first, which averages
+# it away, and the drawn patients are noisy themselves. Flattening costs most: black air turns grey,
+# and no slice of the training has a grey lung between grey muscles. Layer norm removes what is
+# common to all channels of a *token*, not what is common to all pixels, and the very first thing a
+# picture meets is a convolution with a bias.
+#
+# </details>
+#
+# Follow one colour from left to right: the claim "stable" holds up to where the line bends, and
+# that depends on the shift. "Robust" without *to what* and *how far* is no statement.
 #
 # And look at severity 0: what has augmentation bought on slices as they are? These runs are short, and the
 # bodies all lie alike. Augmentation is paid for in steps; it pays back when the network begins to know

@@ -118,15 +118,12 @@ for layers in (1, 2, 3):
 #
 # and by the central limit theorem the shape is a bell, the normal distribution.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Four times as many layers: what could be seen grows about fourfold. By
-# how much grows the width of what <i>is</i> seen, $\sigma$?</summary>
+# **Predict, then run.** Four times as many layers: what could be seen grows about fourfold. By how
+# much grows the width of what *is* seen, $\sigma$?
 #
 # - A. Fourfold as well.
 # - B. Twofold.
 # - C. Hardly at all.
-#
-# </details>
 
 # %%
 def spread(row):
@@ -165,12 +162,17 @@ show.figure(fig, alt=(
     "flattens for what is seen."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B**: with four times as many layers, $\sigma$ doubles. Left: the bells and, as lines below them, what
 # could be seen. Right: the straight line leaves the root behind. The share that is used *falls*
 # as $1 / \sqrt{n}$: the deeper the stack, the smaller the part of its reach that counts.
 #
 # *Why* does it matter? "Deep enough, and it sees everything" is true of the count and false of the
 # measure. Sixty-four layers could see 129 pixels and take 95 % of their answer from 26.
+#
+# </details>
 
 # %% [markdown]
 # ### The same with random weights and ReLU
@@ -345,20 +347,16 @@ print(f"support()       {field.support():.0%}: pixels with any gradient at all")
 # the mass, a patch. Support, everything.
 
 # %% [markdown]
-# ## Far support, near mass
+# ## What global attention sees
 #
 # Every block of SegFormer lets every token ask keys from the whole picture. That holds from the first
 # block of stage 1.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A SegFormer with random weights and noise of 256 px. What does stage 1
-# see?</summary>
+# **Predict, then run.** A SegFormer with random weights and noise of 256 px. What does stage 1 see?
 #
 # - A. A few pixels around the place, as a convolution would.
 # - B. The whole picture, evenly.
 # - C. The whole picture, and most of the mass is near.
-#
-# </details>
 
 # %%
 probe = Probe(fresh, noise, ["stage1", "stage2", "stage3", "stage4"])
@@ -369,14 +367,21 @@ for layer in probe.layers:
     print(layer, *(f" {field.area(q):.3f}" for q in (0.2, 0.3, 0.5)), f"   {field.support():.0%}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** Each stage has *some* gradient from every pixel, and half of stage 1's mass lies in a
-# thousandth of the picture. (A `Probe` is one forward pass, kept; every field is then one backward
-# pass through it. The widget below lives on that.)
+# thousandth of the picture.
 #
 # *Why?* A fresh attention weighs all keys alike ([chapter 04](04_efficient_attention.ipynb)), so it
 # adds the mean of the picture, and each pixel's part in a mean is small. The token itself comes
-# around it on the residual path, unhindered. **Global attention is an opportunity.** Whether it is
-# taken is decided by training.
+# around it on the residual path, unhindered.
+#
+# </details>
+#
+# **Global attention is an opportunity.** Whether it is taken is decided by training. (A `Probe` is
+# one forward pass, kept; every field is then one backward pass through it. The widget below lives
+# on that.)
 
 # %% [markdown]
 # ### A measure with a trap
@@ -640,7 +645,7 @@ show.figure(fig, colours=96, alt=(
     "Four drawn scenes and below each the field of its middle in stage 4 of the trained "
     "SegFormer and of the trained DeepLabV3+. SegFormer's fields are a patch around the middle "
     "that fades in other ways in each scene, in some of them with a brighter block far from it; "
-    "DeepLabV3+'s are a wide patch around the middle that differs little from scene to scene."))
+    "DeepLabV3+'s are a wide cloud over most of the picture that differs less from scene to scene."))
 
 # %% [markdown]
 # Untrained, all three share most of their fields from scene to scene. Training takes SegFormer's
@@ -784,14 +789,11 @@ print(tuple(rolled.shape), "every row sums to 1")
 # 3 set the attention's output map `proj` to zero. Whatever attention gathers there, nothing of it goes
 # on.
 #
-# <details>
-# <summary><b>Predict, then run.</b> What do rollout and receptive field say of the cut?</summary>
+# **Predict, then run.** What do rollout and receptive field say of the cut?
 #
 # - A. Both change.
 # - B. The field changes, rollout doesn't.
 # - C. Rollout changes, the field doesn't.
-#
-# </details>
 
 # %%
 cut = copy.deepcopy(segformer)
@@ -805,12 +807,17 @@ assert abs(before - after).sum() > 0.01
 print("rollout: not one number has changed; the field: changed")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why?* Rollout multiplies *weights*. It never looks at what is done with the values that were
 # fetched: not at the values themselves, not at `proj`, not at Mix-FFN with its convolution, which
 # moves things between tokens too. For the residual path it assumes one half, whatever the truth.
 #
-# And it has no question. A gradient is that *of* something: of this class at this pixel. Rollout has
-# one map for all classes.
+# </details>
+#
+# A gradient is that *of* something: of this class at this pixel. Rollout has no such question, it
+# has one map for all classes.
 
 # %% tags=["nbval-ignore-output"]
 probe = Probe(segformer, scene[None], ["stage3", "decoder"])

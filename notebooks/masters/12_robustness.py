@@ -258,15 +258,12 @@ _ = interact(try_corruption, name=Dropdown(options=list(CORRUPTIONS)),
 # Gaussian blur of severity 5 has a standard deviation of 6. Of 6 *pixels*: the list was made for pictures
 # of one size, and the constants do not know how large yours is. Cityscapes has 1024 rows, this scene 144.
 #
-# <details>
-# <summary><b>Predict, then run.</b> The scene at 144 rows and the same scene at 1024 rows, both blurred
-# at severity 5, both shown equally large. What do you see?</summary>
+# **Predict, then run.** The scene at 144 rows and the same scene at 1024 rows, both blurred at
+# severity 5, both shown equally large. What do you see?
 #
 # - A. The same: severity 5 is severity 5.
 # - B. The small one is hardly recognised, the large one almost sharp.
 # - C. The large one is worse, it has more pixels to blur.
-#
-# </details>
 
 # %%
 large = F.interpolate(scene[None].float(), size=(1024, 1365), mode="bicubic")[0]
@@ -281,13 +278,18 @@ show.figure(show.grid(shown, ["as it is", "144 rows", "1024 rows", "144 rows, sc
     "radius scaled down."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** The first blurred one is a different problem from the second, under the same name. *Why does it
 # matter?* Teaching pictures, medical slices and thumbnails are small. Whoever takes the published
 # constants for them tests something far harder than the paper did, and the verdict on blur says more
 # about the size of the pictures than about the network.
 #
-# The last panel is `made_for=1024`: radii mean pixels of a picture with 1024 rows and shrink along. As a
-# share of the picture's height:
+# </details>
+#
+# The last panel is `made_for=1024`: radii mean pixels of a picture with 1024 rows and shrink
+# along. As a share of the picture's height:
 
 # %%
 for rows in (96, 144, 256, 512, 1024):
@@ -436,14 +438,11 @@ show.figure(fig, alt=(
 #
 # The paper's text says: up to 588 % better on Gaussian noise, up to 295 % on snow.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Better than whom, on Gaussian noise?</summary>
+# **Predict, then run.** Better than whom, on Gaussian noise?
 #
 # - A. Than the rival that is strongest on clean pictures, GSCNN.
 # - B. Than the mean of the twelve others.
 # - C. Than ICNet, the one that is weakest on clean pictures.
-#
-# </details>
 
 # %%
 def gains(column):
@@ -467,13 +466,19 @@ print("295 % is", [name for name, gain in snow.items() if round(gain) == 295])
 print(f"295 % above another network would need that one to have {40.7 / 3.95:.1f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** 57.8 / 8.4 − 1 = 588 %: ICNet. It isn't even the largest of the column ("up to"): against GSCNN
 # the same arithmetic gives 951 %, against FCN8s 763 %. And the 295 % for snow belongs to no row: a
 # network with 10.3 would be needed, and none has it.
 #
-# *Why are these numbers so large?* A ratio to something near zero has no upper end. GSCNN has 2.6 on
-# impulse noise; a network with 5.2 would be "100 % better", and useless. **Quote points, or retention:**
-# 57.8 of 82.4 against 8.4 of 65.9 is 70 % kept against 13 %. That is impressive enough.
+# </details>
+#
+# *Why are these numbers so large?* A ratio to something near zero has no upper end. GSCNN has 2.6
+# on impulse noise; a network with 5.2 would be "100 % better", and useless. **Quote points, or
+# retention:** 57.8 of 82.4 against 8.4 of 65.9 is 70 % kept against 13 %. That is impressive
+# enough.
 
 # %%
 for name in ("SegFormer-B5", "ICNet", "GSCNN"):
@@ -536,15 +541,12 @@ show.figure(fig, alt=(
 #
 # Before you name a winner, look at the clean mIoU.
 #
-# <details>
-# <summary><b>Predict, then run.</b> A network that answers "background" for every pixel of every picture:
-# what is its retention?</summary>
+# **Predict, then run.** A network that answers "background" for every pixel of every picture: what
+# is its retention?
 #
 # - A. 0 %: it recognises nothing.
 # - B. It depends on the corruption.
 # - C. 100 %, in every family.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 neighbours = json.loads((results / "neighbours.json").read_text(encoding="utf-8"))
@@ -557,13 +559,19 @@ for network, runs in stored["runs"].items():
           f"above the floor it keeps {(raw * clean - floor) / (clean - floor):.2f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** It never changes its answer, so it loses nothing. Its mIoU is low, but retention does not
-# show that. Every network has this floor under it: answering "background" everywhere gives the
-# first number printed above, whatever happens to the picture. A network that has learned little
-# stands only a little above the floor, and so keeps a large share. **Retention rewards ignorance:
-# never give it without the clean mIoU.** In Table 5 all clean scores lie between 65.9 and 82.4, far
-# above any floor, and the effect is small. Here, after a few hundred steps from random weights, it
-# is not.
+# show that.
+#
+# </details>
+#
+# Every network has a floor under it: answering "background" everywhere gives the first number
+# printed above, whatever happens to the picture. A network that has learned little stands only a
+# little above the floor, and so keeps a large share. **Retention rewards ignorance: never give it
+# without the clean mIoU.** In Table 5 all clean scores lie between 65.9 and 82.4, far above any
+# floor, and the effect is small. Here, after a few hundred steps from random weights, it is not.
 #
 # "Above the floor" takes the free part away. It is our own correction, not the paper's; compare
 # both columns before you believe one.
@@ -670,15 +678,12 @@ checks.corrupted_score(my_score)
 # No corruption at all, only another number of pixels. SegFormer has no table of positions, so any size
 # runs. Does any size *work*?
 #
-# <details>
-# <summary><b>Predict, then run.</b> Trained at 96 pixels, with scales from 0.5 to 2 in the augmentation.
-# Where is the mIoU highest?</summary>
+# **Predict, then run.** Trained at 96 pixels, with scales from 0.5 to 2 in the augmentation. Where
+# is the mIoU highest?
 #
 # - A. Near the size of training.
 # - B. The larger the better: more pixels, more detail.
 # - C. Equal everywhere: without a position table no size is special.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 SIDES = (64, 96) if session.quick else (32, 64, 96, 128, 192, 256)
@@ -701,6 +706,9 @@ show.figure(fig, alt=(
     + ". Right the three stored networks on scenes, a curve each."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A, roughly.** The top is near the size of training, not on it: on the slices of this run it lies
 # to the right of the dotted line, and both ends fall. Of the three networks on the right only
 # SegFormer is best at the size it was trained at; DeepLabV3+ is best somewhat above, and U-Net's
@@ -711,6 +719,8 @@ show.figure(fig, alt=(
 # 05](05_mix_ffn.ipynb) has the experiment on positions.) The way out: test near the size that was
 # trained, as the paper does, in windows if the picture is larger; or try two or three sizes on
 # *validation* pictures, and say which you took.
+#
+# </details>
 
 # %% [markdown]
 # ## CT has corruptions of its own
@@ -808,14 +818,11 @@ show.figure(show.grid(crop, ["as it is", "window, twice as wide", *SHIFTS], colu
 # The wide window changes all values and no edge. The last three change the values by the same amount on
 # average, and look nothing alike: grain, rings, streaks.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Same standard deviation: which costs the network least?</summary>
+# **Predict, then run.** Same standard deviation: which costs the network least?
 #
 # - A. All cost the same: the amount of change is equal.
 # - B. Dose noise: it has no structure that could be taken for an organ.
 # - C. Metal: its streaks are thin, and the slice is reduced before the network sees it.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 class Shifted(Few):
@@ -860,15 +867,20 @@ show.figure(fig, alt=(
     + ", ".join(f"{name} {value:.0f}" for name, value in left.items()) + "."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C**, in the run stored here: metal costs least, dose noise most. *Why?* Read the legend. Streaks and
 # rings are one or two pixels wide, and reducing the slice from 256 to 96 pixels averages most of them
 # away. The grain of a low dose was smoothed by the reconstruction; it is coarser, and about twice as
 # much of it is left. What counts is the error *at the size that the network sees*, not in the slice as
 # it is stored. To a network that gets all 256 pixels the same three artefacts are another test.
 #
-# And look at the last line that was printed: the window, which changes no edge and adds no grain, costs
-# more than any of the three at a standard deviation of 32. What looks ugly to us and what misleads a
-# network are two lists.
+# </details>
+#
+# Look at the last line that was printed, too: the window, which changes no edge and adds no grain,
+# costs more than any of the three at a standard deviation of 32. What looks ugly to us and what
+# misleads a network are two lists.
 #
 # The rods themselves are another matter: a bright white disc in the chest stands in none of the
 # training slices, and where it lies on an organ's rim the label says one thing and the picture

@@ -160,14 +160,11 @@ else:
 # %% [markdown]
 # ### What starts at random
 #
-# <details>
-# <summary><b>Predict, then run.</b> The stand-in knows 11 classes. You ask for 4. What happens?</summary>
+# **Predict, then run.** The stand-in knows 11 classes. You ask for 4. What happens?
 #
 # - A. An error: the shapes do not fit.
 # - B. The first four classes are kept.
 # - C. Everything is kept but the last layer, which starts at random.
-#
-# </details>
 
 # %%
 with warnings.catch_warnings(record=True) as notes:
@@ -178,12 +175,17 @@ before, after = from_folder.state_dict(), four.state_dict()
 print([name for name in after if not torch.equal(before[name], after[name])])
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** *Why?* The map from 256 channels to class scores is the one place that knows the classes; their
 # number and order are yours, not the file's. Everything before it is about pictures in general. The
 # warning is there because such a network runs, draws masks, and knows nothing yet.
 #
-# Weights of an *encoder alone*, as from ImageNet, leave the whole decoder at random. The warning then
-# says `decoder`.
+# </details>
+#
+# Weights of an *encoder alone*, as from ImageNet, leave the whole decoder at random. The warning
+# then says `decoder`.
 
 # %% [markdown]
 # ### What is refused
@@ -272,15 +274,12 @@ show.figure(fig, colours=128, alt=(
 # %% [markdown]
 # ### The size at which it is seen
 #
-# <details>
-# <summary><b>Predict, then run.</b> The stand-in was trained on scenes with a short side of 64 pixels. On
-# the drawn scenes it has not seen, which short side gives the best mIoU?</summary>
+# **Predict, then run.** The stand-in was trained on scenes with a short side of 64 pixels. On the
+# drawn scenes it has not seen, which short side gives the best mIoU?
 #
 # - A. The larger the better: more pixels, more detail.
 # - B. 64, or near it.
 # - C. It does not matter: SegFormer has no positional embedding.
-#
-# </details>
 
 # %%
 some = [(i.as_subclass(torch.Tensor), m.as_subclass(torch.Tensor))
@@ -302,12 +301,17 @@ for side, value in at_size.items():
 assert session.quick or max(at_size, key=at_size.get) in (64, 96), "best near the size of training"
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why not A?* A wheel that was 12 pixels wide in training is now 30: nothing in the network
 # has seen such a wheel. *Why not C?* That there is no positional embedding means that other sizes
 # *run* ([chapter 05](05_mix_ffn.ipynb)). It does not mean that other scales are *known*. (These are
 # few scenes and a weak network: 64 and 96 can't be told apart, 32 is clearly worse; [chapter
 # 12](12_robustness.ipynb#another-size-at-test-time) has the curves of three networks.) So: use the
 # size of training, and if your objects come in all scales, train with them (`augment="pspnet"`).
+#
+# </details>
 
 # %% tags=["nbval-ignore-output"]
 def draw_seen_at(side):
@@ -650,15 +654,12 @@ show.figure(fig, alt=(
 # - **weights, low rate**: the encoder learns at a tenth of its usual rate, the decoder at its usual rate;
 # - **weights, frozen**: `freeze_encoder=True`; only the decoder learns.
 #
-# <details>
-# <summary><b>Predict, then run.</b> With this modest stand-in and after a few dozen steps, which of the
-# first and the last two wins?</summary>
+# **Predict, then run.** With this modest stand-in and after a few dozen steps, which of the first
+# and the last two wins?
 #
 # - A. Scratch: drawn scenes have little to do with cast metal.
 # - B. Low rate: edges and textures are the same everywhere.
 # - C. Frozen: the fewer numbers learn, the fewer labels are needed.
-#
-# </details>
 
 # %%
 START = str(run.folder) if model is run.model else HUB
@@ -701,6 +702,9 @@ show.figure(fig, alt=(
     "labelled slices. From scratch is above low rate and frozen in both groups."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A**, here. *Why?* What the stand-in brings is what it learned from a few hundred flat, coloured
 # drawings; grey noise and spots three pixels wide are not in it. Frozen, it can't learn them. At a
 # low rate it can't learn them *in so few steps*. The second way is the control: the same start at
@@ -711,11 +715,13 @@ show.figure(fig, alt=(
 # each is seen an eighth as often as of 4.) What released weights are worth with few labels, this
 # stand-in can't show.
 #
+# </details>
+#
 # **A low rate protects what is there, the useless as well.** Where the weights have seen a million
-# photographs and the training is long, as in the paper, that protection is the point: a decoder at random
-# sends large gradients back, which would overwrite good features before they are used. The released
-# training gives the decoder ten times the encoder's rate for the same reason. In full mode this section
-# starts from released weights: run it, and see the order change or not.
+# photographs and the training is long, as in the paper, that protection is the point: a decoder at
+# random sends large gradients back, which would overwrite good features before they are used. The
+# released training gives the decoder ten times the encoder's rate for the same reason. In full mode
+# this section starts from released weights: run it, and see the order change or not.
 #
 # One seed and a minute of training: read differences of a few hundredths as chance, and repeat with
 # `sl.compare(..., seeds=3)` before you believe them. How much pretraining matters depends on how
@@ -761,15 +767,12 @@ for c, name in enumerate(CLASSES):
     print(f"{name:10s}{dice(raters['first'], raters['second'], c):.2f}")
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> For pores the two people reach the value above
-# against each other. What would a network with 0.95 against the first person mean?</summary>
+# **Predict, then run.** For pores the two people reach the value above against each other. What
+# would a network with 0.95 against the first person mean?
 #
 # - A. It is better than the people.
 # - B. It has learned the first person's hand, the bias included.
 # - C. The labels were too easy.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 answers = np.stack([segment(best.model, torch.from_numpy(slices[key]).expand(3, -1, -1), SIDE).numpy()
@@ -780,12 +783,19 @@ for c, name in enumerate(CLASSES):
     print(f"{name:10s}{row[0]:8.2f}{row[1]:13.2f}{row[2]:13.2f}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why?* The two hands lie a pixel apart, half a pixel to each side of the edge. Beyond the
-# people's own agreement a higher number measures whose habit was copied. So **the Dice between
-# raters is the end of the scale**, class by class: high for the metal, far lower for pores, because
-# half a pixel all around is much of a small thing. (This network learned from outlines that lie
-# between the two, so for air and metal it can be nearer to each of them than they are to each
-# other.) Measure it first, on ten slices. If people reach 0.8 with each other, 0.8 is full marks.
+# people's own agreement a higher number measures whose habit was copied. (This network learned from
+# outlines that lie between the two, so for air and metal it can be nearer to each of them than they
+# are to each other.)
+#
+# </details>
+#
+# **The Dice between raters is the end of the scale**, class by class: high for the metal, far
+# lower for pores, because half a pixel all around is much of a small thing. Measure it first, on
+# ten slices. If people reach 0.8 with each other, 0.8 is full marks.
 #
 # Where the boundary is the product, as in metrology, look at it directly:
 

@@ -222,16 +222,13 @@ for kind, n in flops.items():
 # Matrix products and dense convolutions are nearly everything. Norms, GELU, upsampling and sums are
 # not in the list at all: by custom nobody counts them.
 #
-# <details>
-# <summary><b>Predict, then run.</b> Depth-wise convolutions have 2 % of the arithmetic; norms, GELU,
-# upsampling, sums and copies have none that is counted. What share of the <i>time</i> do these take
-# together?</summary>
+# **Predict, then run.** Depth-wise convolutions have 2 % of the arithmetic; norms, GELU,
+# upsampling, sums and copies have none that is counted. What share of the *time* do these take
+# together?
 #
 # - A. Two or three percent, as their arithmetic says.
 # - B. A tenth.
 # - C. A quarter or more.
-#
-# </details>
 #
 # PyTorch's profiler notes every operation, its time and the shapes that went in. Sorted by the same
 # kinds:
@@ -285,10 +282,16 @@ show.figure(fig, alt=(
 print(f"depth-wise, norms, GELU, upsampling, sums, copies and the rest: {uncounted:.0%} of the time")
 
 # %% [markdown]
-# **C**, on most machines. Blue is what the FLOPs say, orange what the clock says. *Why?* Look at
-# the bars that have orange and no blue: each of these operations does almost nothing with a number,
-# but it must *fetch* the number and *put it back*. A FLOP count sees the arithmetic. It does not see
-# the way to memory.
+# Blue is what the FLOPs say, orange what the clock says.
+#
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C**, on most machines. *Why?* Look at the bars that have orange and no blue: each of these
+# operations does almost nothing with a number, but it must *fetch* the number and *put it back*. A
+# FLOP count sees the arithmetic. It does not see the way to memory.
+#
+# </details>
 #
 # (A profiler is itself a passenger: it adds a little to each of the many small operations. Shares
 # are for orientation; ratios are measured without it.)
@@ -535,15 +538,12 @@ top_five(profiled(plain_step, times=1), "plain training step, two pictures of 12
 #
 # `x + y` makes a tensor; `x += y` writes into an old one. The additions are the same.
 #
-# <details>
-# <summary><b>Predict, then run.</b> How many times longer does <code>x + y</code> take than
-# <code>x += y</code>, for tensors from 8 to 64 MiB?</summary>
+# **Predict, then run.** How many times longer does `x + y` take than `x += y`, for tensors from 8
+# to 64 MiB?
 #
 # - A. As long: the arithmetic is the same.
 # - B. A bit longer, by the same factor at every size: three tensors pass through memory, not two.
 # - C. A bit longer up to some size, and then suddenly much longer.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 def new_against_old(mib):
@@ -564,11 +564,18 @@ show.figure(fig, alt=(
     "dotted line at 32 MiB: " + ", ".join(f"{mib} MiB {m:.1f}" for mib, m in zip(SIZES, middle)) + "."))
 
 # %% [markdown]
-# **C** on Linux, where the curve has a step near 32 MiB. *Why there?* PyTorch asks the C library for
-# memory. Small blocks it keeps and hands out again. A block beyond `DEFAULT_MMAP_THRESHOLD_MAX`,
-# which is 32 MiB on 64-bit systems (manual page *mallopt*), comes from the system each time and goes
-# back at once. The system hands out memory in *pages* of a few kilobytes, must fill each with zeros,
-# and does so when it is touched first. The kernel counts these interruptions:
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C** on Linux, where the curve has a step near 32 MiB. *Why there?* PyTorch asks the C library
+# for memory. Small blocks it keeps and hands out again. A block beyond
+# `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), comes
+# from the system each time and goes back at once.
+#
+# </details>
+#
+# The system hands out memory in *pages* of a few kilobytes, must fill each with zeros, and does so
+# when it is touched first. The kernel counts these interruptions:
 
 # %% tags=["nbval-ignore-output"]
 try:
@@ -901,15 +908,12 @@ network.zero_grad()  # the gradients of the last step are still there, as large 
 # A bf16 number has the range of float32 and 8 of its 24 binary digits. In half the bytes, and on
 # processors that have instructions for it at twice the products a second.
 #
-# <details>
-# <summary><b>Predict, then run.</b> With such instructions: how many times as fast is the <i>whole</i>
-# network in bf16?</summary>
+# **Predict, then run.** With such instructions: how many times as fast is the *whole* network in
+# bf16?
 #
 # - A. Twice or more: half the bytes *and* faster products.
 # - B. Between one and two.
 # - C. As fast as before: converting back and forth eats it up.
-#
-# </details>
 #
 # Autocast decides by operation. Ask it, with float32 coming in:
 
@@ -960,13 +964,18 @@ show.figure(fig, colours=128, alt=(
     f"the pixels whose class changes in bf16: {int(changed[one].sum())} of {changed[one].numel():,}, on such borders."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B** where the instructions are there. (Without them bf16 is imitated, and then it may well be
 # slower than float32: your ratio tells.) *Why not A?* Only the products go faster. By the profile
 # they are a part of the time, and the rest moves some bytes less, but converts in addition.
 #
-# The price: a handful of pixels. The third picture shows where the winner leads by little, the fourth
-# which pixels changed. They lie on borders, where two classes were about equal anyway. mIoU hardly
-# feels it; but *bitwise equal* results are over.
+# </details>
+#
+# The price: a handful of pixels. The third picture shows where the winner leads by little, the
+# fourth which pixels changed. They lie on borders, where two classes were about equal anyway. mIoU
+# hardly feels it; but *bitwise equal* results are over.
 
 # %% [markdown]
 # ## What a smaller input saves
@@ -999,15 +1008,12 @@ print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, {coun
 #
 # Now ours, trained at 96 px, shown the slices at smaller and larger sides.
 #
-# <details>
-# <summary><b>Predict, then run.</b> From 128 to 64 px there are four times fewer pixels. How many times
-# as fast is <i>one</i> picture?</summary>
+# **Predict, then run.** From 128 to 64 px there are four times fewer pixels. How many times as fast
+# is *one* picture?
 #
 # - A. Four times.
 # - B. Less.
 # - C. More: attention grows with the square of the tokens.
-#
-# </details>
 
 # %% tags=["nbval-ignore-output"]
 SIDES = (64, 128) if session.quick else (32, 64, 96, 128, 160)
@@ -1038,15 +1044,20 @@ show.figure(fig, alt=(
         f"{name} {reports[SIDES[0]].per_class[name]['iou']:.2f}" for name in ("lung", "heart", "trachea")) + "."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why?* A small picture is many small calls: what a call costs before it does anything stays,
 # and matrices of a few rows use the processor badly. And stage 1's attention, the part that could
 # grow with the square, has 64 times fewer keys than tokens.
 #
-# Left, the curve climbs and bends: beyond some side the milliseconds go on and the mIoU does not. Right:
-# who pays at the small end. The lung is large and lasts longest; heart and trachea go first. (Far from
-# the 96 px of its training a size is also *unfamiliar* to the network; chapter 12 has both ends of that
-# curve.) **The smallest side that is good enough is the cheapest speed-up there is.** Choose it on
-# validation pictures, by the class you care about.
+# </details>
+#
+# Left, the curve climbs and bends: beyond some side the milliseconds go on and the mIoU does not.
+# Right: who pays at the small end. The lung is large and lasts longest; heart and trachea go first.
+# (Far from the 96 px of its training a size is also *unfamiliar* to the network; chapter 12 has
+# both ends of that curve.) **The smallest side that is good enough is the cheapest speed-up there
+# is.** Choose it on validation pictures, by the class you care about.
 
 # %% [markdown]
 # ### What fits

@@ -293,15 +293,12 @@ pyramid = Pyramid(256).eval()
 _ = toy_run(pyramid, torch.randn(1, 256, 12, 12))
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> A map of 12 × 12 places; one value in its upper left corner
-# changes. How many of the 144 places hear of it after the pyramid?</summary>
+# **Predict, then run.** A map of 12 × 12 places; one value in its upper left corner changes. How
+# many of the 144 places hear of it after the pyramid?
 #
 # - A. The four places of the corner.
 # - B. The 36 places of its 2 × 2 region.
 # - C. All 144.
-#
-# </details>
 
 # %%
 def hears(module, side=12):
@@ -326,9 +323,16 @@ for name, module in {"3 x 3 convolution": conv, "pyramid": pyramid, "attention":
     print(f"{name:18s}{hears(module):4d} of 144")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** *Why?* The level with one region is the mean of everything, and every place gets it. But
 # all places get the *same* message. Attention also reaches all 144, and there each place asks for
-# what it needs. So SegFormer has no pyramid: its fourth stage does that work inside the encoder.
+# what it needs.
+#
+# </details>
+#
+# SegFormer has no pyramid: its fourth stage does that work inside the encoder.
 #
 # The class carries the package's weights:
 
@@ -381,15 +385,12 @@ def try_rate(rate):
 _ = interact(try_rate, rate=IntSlider(4, 1, 24, continuous_update=False))
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> A map of 24 × 24 places, a 3 × 3 kernel at rate 18. How many of
-# its nine taps are on real places, on average over the map?</summary>
+# **Predict, then run.** A map of 24 × 24 places, a 3 × 3 kernel at rate 18. How many of its nine
+# taps are on real places, on average over the map?
 #
 # - A. Nearly nine: only the border loses some.
 # - B. About five.
 # - C. About two.
-#
-# </details>
 
 # %%
 def real_taps(rate, side):
@@ -403,11 +404,17 @@ for side in (64, 24, 12):
     print(f"{side} places a side:", ", ".join(counts))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** *Why?* At rate 18 the outer taps are on the map only for the places within six of an edge.
-# Where they are not, the 3 × 3 kernel has become a 1 × 1. So rates belong to a map size. DeepLab's
-# 6, 12, 18 (or 12, 24, 36) are for large pictures; on the 12 × 12 map of a picture of 96 pixels
-# most of that kernel would be padding. The package's network in teaching size therefore has 2, 4,
-# 6.
+# Where they are not, the 3 × 3 kernel has become a 1 × 1.
+#
+# </details>
+#
+# Rates belong to a map size. DeepLab's 6, 12, 18 (or 12, 24, 36) are for large pictures; on the 12
+# × 12 map of a picture of 96 pixels most of that kernel would be padding. The package's network in
+# teaching size therefore has 2, 4, 6.
 #
 # DeepLabV3+ reads the last map five times, with a 1 × 1, with three rates, and as a mean, which is
 # PSPNet's coarsest level. That is *atrous spatial pyramid pooling* (ASPP).
@@ -695,15 +702,12 @@ show.figure(fig, alt=(
 # but some hold pieces of different corners of the picture, and those must not see each other. That
 # is what Swin's *attention mask* is for.
 #
-# <details>
-# <summary><b>Predict, then run.</b> After rolling, the lower right window holds 16 tokens. To how
-# many of them may each look?</summary>
+# **Predict, then run.** After rolling, the lower right window holds 16 tokens. To how many of them
+# may each look?
 #
 # - A. To all 16.
 # - B. To 8.
 # - C. To 4.
-#
-# </details>
 
 # %%
 rolled = numbers[1].roll((-2, -2), dims=(0, 1))
@@ -722,9 +726,14 @@ show.figure(fig, alt=(
     "groups of four."))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** *Why?* Left: the rolled map. Its lower right quadrant is made of the four corners of the
 # picture. They are neighbours in the window and far apart in the picture, so each group of four
 # keeps to itself. The upper left quadrant is one true window and needs no mask.
+#
+# </details>
 #
 # What does it cost? `WindowAttention` above is honest but lazy: it computes all pairs and masks
 # most of them. With windows really cut out (exercise 1) the two products cost $2 N w^2 C$ for
@@ -833,16 +842,12 @@ out = toy_run(layer, x)
 print("changes anything:", not torch.equal(out, layer.norm(x)))
 
 # %% [markdown]
-# <details>
-# <summary><b>Predict, then run.</b> $\gamma$ is 0 and the layer changes nothing. Which of its
-# parameters get a gradient in the first step of training, from the loss at the network's
-# end?</summary>
+# **Predict, then run.** $\gamma$ is 0 and the layer changes nothing. Which of its parameters get a
+# gradient in the first step of training, from the loss at the network's end?
 #
 # - A. None: multiplied by 0, nothing can be learned.
 # - B. $\gamma$ alone.
 # - C. All of them.
-#
-# </details>
 
 # %%
 def gradients(layer):
@@ -863,10 +868,15 @@ awake = [name for name, size in gradients(layer).items() if size > 0]
 print("out = 0 as well: a gradient for", awake or "nothing, for ever")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** *Why?* The output is $x + \gamma s$. Its derivative by $\gamma$ is $s$, which is not zero;
 # its derivative by anything inside $s$ carries the factor $\gamma$. So $\gamma$ moves first and
 # then wakes the rest. *One* zero is a switch. Two zeros in a row, $\gamma$ and the last linear map,
 # are a lock: each waits for the other, and the layer never learns.
+#
+# </details>
 
 # %%
 semask = in_its_place("SeMask's layers", stage_norm=SemanticLayer)
