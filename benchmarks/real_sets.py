@@ -5,7 +5,7 @@
     python benchmarks/real_sets.py FOLDER --steps 20 --seeds 1 --out work/trial
 
 FOLDER holds coco_person/ (COCO's layout, the class person) and chest_ct/ (the Kaggle layout); a set that is not there
-is left out, by name; --val-patients names the patients to hold out. Pictures of 128 px, equal steps, batches and
+is left out, by name; --val-patients ID,ID names the patients to hold out. Pictures of 128 px, equal steps, batches and
 seeds. Chest CT is divided twice: by patient, which is the question a clinic has, and by slice, which lets neighbours
 of the training slices into validation. Writes real-sets.json and .md to docs/results: figures only, no picture.
 Broken off, it goes on where it stopped.
@@ -89,7 +89,8 @@ def main() -> None:
             print(f"{name}: no {folder}/ in {args.folder}, left out", flush=True)
     content = {
         "command": f"python benchmarks/real_sets.py FOLDER --steps {args.steps} --seeds {args.seeds} "
-                   f"--networks {' '.join(args.networks)}",
+                   f"--networks {' '.join(args.networks)}"
+                   + (f" --val-patients {','.join(args.val_patients)}" if args.val_patients else ""),
         "seeds": args.seeds, "device": "cuda" if torch.cuda.is_available() else "cpu",
         "versions": versions(),
         "sets": sets,

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from nbclient import NotebookClient
+from nbformat import v4
 
 from segformer_lite.course import checks
 from segformer_lite.course.checks import ch08, solved
@@ -139,3 +141,16 @@ def test_a_failed_check_shows_none_of_its_own_lines_and_all_of_the_learners():
     with pytest.raises(AttributeError) as error:
         checks.run_lengths(broken)
     assert frames(error)[-1] == Path(__file__).name and "ch08.py" not in frames(error)
+
+
+def test_in_a_notebook_a_mistake_shows_the_learners_lines_alone(tmp_path):
+    cells = ["from segformer_lite.course import checks",
+             "def mine(mask):\n    return []\nchecks.run_lengths(mine)",
+             "def broken(mask):\n    return len(mask.nothing)\nchecks.run_lengths(broken)"]
+    book = v4.new_notebook(cells=[v4.new_code_cell(text) for text in cells])
+    NotebookClient(book, kernel_name="python3", allow_errors=True,
+                   resources={"metadata": {"path": str(tmp_path)}}).execute()
+    seen = [re.sub(r"\x1b\[[\d;]*m", "", "\n".join(cell.outputs[-1]["traceback"])) for cell in book.cells[1:]]
+    assert "checks.run_lengths(mine)" in seen[0] and "AssertionError: " in seen[0]
+    assert "return len(mask.nothing)" in seen[1] and "AttributeError: " in seen[1]
+    assert not any(name in text for text in seen for name in ("ch08.py", "expect.py", "solved.py"))

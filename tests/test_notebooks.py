@@ -17,6 +17,7 @@ NOTEBOOKS = sorted(p for folder in ("notebooks", "notebooks/solutions") for p in
 LARGEST_KB = 400
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|work|Users|tmp|usr|opt|mnt|var|private)/\w|\b[A-Za-z]:\\\\?\w")
 
+QUESTION = r"(?:Name it|Predict, then run)"  # how a question to the reader begins
 ANSWER = re.compile(r"<details>\n<summary><b>Answer</b></summary>\n\n.+?\n\n</details>", re.DOTALL)
 
 spec = importlib.util.spec_from_file_location("build", ROOT / "notebooks" / "build.py")
@@ -87,12 +88,14 @@ def dependencies(book) -> list[str]:
 def questions(book) -> list[str]:
     """Questions that are folded or offer no choice, and answers that stand open, are missing or come too late."""
     text = "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
-    parts = re.split(r"^(?=\*\*Predict, then run\.\*\*|#+ )", text, flags=re.MULTILINE)
-    asked, found, folds = [part for part in parts if part.startswith("**Predict")], [], 0
-    if len(asked) != text.count("Predict, then run"):
-        found.append("a question that does not begin its line with **Predict, then run.**")
+    parts = re.split(rf"^(?=\*\*{QUESTION}\.\*\*|#+ )", text, flags=re.MULTILINE)
+    asked, found, folds = [part for part in parts if re.match(r"\*\*" + QUESTION, part)], [], 0
+    if len(asked) != len(re.findall(QUESTION, text)):
+        found.append("a question that does not begin its line with **Predict, then run.** or **Name it.**")
+    if re.search(r"<summary><b>(?!Answer<)", text):
+        found.append("a fold in bold that is no answer: a question stands open")
     for part in parts:
-        name = " ".join(part.split()[3:10])
+        name = " ".join(part.split("** ", 1)[-1].split()[:7])
         if part in asked:
             if folds:
                 found.append(f"question {name!r} is folded")
@@ -211,6 +214,9 @@ def untagged_stub(book): book.cells[2].metadata.tags = ["exercise"]
 def later_use(book): book.cells[3].source = "print(my_area(2))"
 def folded_question(book): book.cells[4].source = "<details>\n\n" + book.cells[4].source + "\n\n</details>"
 def question_as_summary(book): book.cells[4].source = "<summary><b>Predict, then run.</b> What is left?</summary>"
+def other_question(book): book.cells[4].source = "<summary><b>Guess.</b> What is left?</summary>"
+def name_it_in_a_fold(book): book.cells[4].source = "<summary><b>Name it.</b> What is left?</summary>"
+def name_it_unanswered(book): book.cells[4:] = [nbformat.v4.new_markdown_cell("**Name it.** Q\n\n- A. X.\n- B. Y.")]
 def no_choice(book): book.cells[4].source = "**Predict, then run.** What is left?\n\n- A. Nothing."
 def no_answer(book): del book.cells[5]
 def late_answer(book): book.cells[4].source += "\n\n### The next thing"
@@ -240,6 +246,9 @@ def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `
         (later_text, "exercise defines"),
         (folded_question, "is folded"),
         (question_as_summary, "does not begin its line"),
+        (other_question, "a question stands open"),
+        (name_it_in_a_fold, "does not begin its line"),
+        (name_it_unanswered, "no folded answer"),
         (no_choice, "two options"),
         (no_answer, "no folded answer"),
         (late_answer, "no folded answer"),

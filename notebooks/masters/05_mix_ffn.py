@@ -720,15 +720,11 @@ print("rows at the border: named as at 64 px; rows in the middle: all named alik
 # It trains with `sl.compare`, 3,000 steps each, for most of an hour, so its results lie in
 # `docs/results` too.
 #
-# <details>
-# <summary><b>Predict, then look.</b> Which step makes the largest difference to the
-# masks?</summary>
+# **Predict, then run.** Which step makes the largest difference to the masks?
 #
 # - A. From neither to the table: position is what a plain MLP lacks.
 # - B. From neither to Mix-FFN with circular padding: looking at the neighbours.
 # - C. From circular to zero padding in Mix-FFN: position again.
-#
-# </details>
 
 # %%
 small = json.loads((results / "position-table.json").read_text())
@@ -755,11 +751,16 @@ assert abs(windows["Mix-FFN"].mean() - windows["Mix-FFN, circular padding"].mean
 assert all((both_ways(name)[:, 1] > both_ways(name)[:, 0]).all() for name in runs)
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B**, by far. *Why?* A plain MLP sees one token at a time. Give it neighbours, and every seed of
 # the network does better than every seed without, some ten points, *whether or not* zeros tell it
 # where the border is. The table adds less to "neither" than another seed would, and zero padding
 # adds nothing to circular. For masks of these scenes it matters little *where* on the picture a
 # thing is, and much what stands beside it.
+#
+# </details>
 #
 # And the loss at twice the size? There is none here, for nobody: all four are *better* on whole
 # pictures, the table too. In a window of 64 px many a thing is cut in half, and seeing all of it

@@ -282,11 +282,13 @@ show.figure(fig, alt=(
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **A.** The table's polygon runs around the *whole* table, pizza and all. **A polygon has no
-# holes.** So whoever outlines a table outlines what lies on it too, and where two outlines overlap, the
-# smaller thing nearly always lies in front.
+# **A.** The table's polygon runs around the *whole* table, pizza and all. Painted last, it covers
+# everything that lies on it.
 #
 # </details>
+#
+# So a polygon has no holes, and where two outlines overlap, the smaller thing nearly always lies in
+# front: paint the largest first.
 #
 # How much does the order matter over many pictures? The sample's outlines were drawn by a program
 # that knows what is visible, and hardly ever overlap. So take the most hurried outline there is,
@@ -885,8 +887,10 @@ windows = {"lung\n-1350 to 150": (-1350, 150), "soft tissue\n-160 to 240": (-160
 views = []
 for window in windows.values():
     phantom = Phantom(np.random.default_rng(7))
-    phantom.window, phantom.gamma, phantom.round_view = window, 1.0, False
+    scanner = phantom.scanner
+    scanner.window, scanner.gamma, scanner.round_view = window, 1.0, False
     views.append(phantom.slice(0.55)[0])
+assert len({view.tobytes() for view in views}) == 3, "each window gives another picture"
 fig = show.grid(views, list(windows), cell=1.5, cmap="gray", vmin=0, vmax=255, interpolation="auto")
 show.figure(fig, colours=64, alt=(
     "The same drawn slice through three windows. The lung window shows vessels in the lungs and "

@@ -580,15 +580,12 @@ for what in ("recall", "IoU"):
         print(f"  {TITLES[name]:<31}" + "".join(f"{f'{m:.2f} ± {sd:.2f}':>13}" for m, sd in cells))
 
 # %% [markdown]
-# <details>
-# <summary><b>Read the tables, then run.</b> The claim is a shape: high for small, low for
-# what fills the picture. Whose numbers have it?</summary>
+# **Predict, then run.** Read the tables. The claim is a shape: high for small, low for what fills
+# the picture. Whose numbers have it?
 #
 # - A. All Transformers', and not U-Net's.
 # - B. Those with strips, and nobody else's.
 # - C. Nobody's.
-#
-# </details>
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
@@ -608,10 +605,17 @@ show.figure(fig, alt=(
     "for each seed. " + ends))
 
 # %% [markdown]
-# **C.** All five lines rise to the right. A line is a network, a dot a seed. The claim would be a
-# line that *falls* to the right. Put in numbers, with the noise beside them: the difference of two
-# means, and $\sqrt{sd_1^2 + sd_2^2}$ of two runs. The code says "more" only where the difference
-# exceeds twice this noise, a strict rule for means of three seeds.
+# <details>
+# <summary><b>Answer</b></summary>
+#
+# **C.** All five lines rise to the right.
+#
+# </details>
+#
+# A line is a network, a dot a seed. The claim would be a line that *falls* to the right. Put in
+# numbers, with the noise beside them: the difference of two means, and $\sqrt{sd_1^2 + sd_2^2}$ of
+# two runs. The code says "more" only where the difference exceeds twice this noise, a strict rule
+# for means of three seeds.
 
 # %%
 def says(a, b):

@@ -19,8 +19,9 @@
 # - how far "varying imaging conditions" may vary, with and without colours in the augmentation;
 # - what a split by slice does to the number that is reported.
 #
-# **What you need.** [Chapter 08](08_data.ipynb) for windows, masks and the split by patient; Dice
-# and boundary IoU from [chapter 01](01_what_is_segmentation.ipynb).
+# **What you need.** [Chapter 08](08_data.ipynb) for windows, masks and the split by patient; IoU,
+# Dice and boundary IoU as in [chapter 00](00_start_here.ipynb)'s report ([chapter
+# 01](01_what_is_segmentation.ipynb) goes deeper).
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -77,7 +78,8 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # | (not said) how it was divided | the same run, divided by slice and by patient |
 #
 # Dice is $2I / (P + L)$: $I$ the pixels that prediction and label share, $P$ and $L$ the pixels of
-# each; `dice` in the code. Boundary IoU asks the same of a thin band along the rim: `boundary_iou`.
+# each; `dice` in the code. Boundary IoU is the IoU, $I / (P + L - I)$, of a thin band along the
+# rim: `boundary_iou`.
 
 # %% [markdown]
 # ## The slices
@@ -115,6 +117,9 @@ print(f"I = {shared}, P = {P}, L = {L}: Dice {2 * shared / (P + L):.3f}, IoU {sh
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: one figure for one patient (7 minutes)
+#
+# The Dice of one class in one patient's stack: count pixels over all slices, leave out those
+# labelled 255, divide once. Where neither prediction nor label has the class, the answer is nan.
 #
 # <details><summary>Hint</summary>
 #
@@ -955,17 +960,18 @@ for organ in ORGANS:
           f"by slice {by_slice:.3f} ({spread[1]:.3f}): {by_slice - patient:+.3f}")
 
 # %% [markdown]
-# What the split by slice adds is not quality; it is the same network asked about patients it knows.
-# Compare it with how far the three runs differ by themselves, in brackets: a difference below that
-# is no evidence. What makes a leak large is time to remember (these runs see each slice about
-# thirty times; the report's 50 epochs, on a larger set) and neighbours that lie close ([chapter
-# 08](08_data.ipynb)). The report does not say how it divided its slices, and the set's own author
-# divides them by row, that is, by slice. A number without its split can't be compared with another.
+# Here it adds nothing: no difference is larger than what the three runs differ by themselves, in
+# brackets, and a difference below that is no evidence. Where a split by slice does add something,
+# it is not quality, but the same network asked about patients it knows. What makes a leak large is
+# time to remember (these runs see each slice about thirty times; the report's 50 epochs, on a
+# larger set) and neighbours that lie close ([chapter 08](08_data.ipynb)). The report does not say
+# how it divided its slices, and the set's own author divides them by row, that is, by slice. A
+# number without its split can't be compared with another.
 #
 # On the few real slices that were at hand, of three patients, the difference is no matter of noise
-# (`docs/results/real-sets.md`): with slices held out the organs have a mean IoU of 0.28, with patients
-# held out 0.00. Those patients were stored with another window. Three patients prove nothing about
-# chests; they show what a split can hide.
+# (`docs/results/real-sets.md`): with 6 slices held out the organs have a mean IoU of 0.28; trained
+# on one patient and asked about 3 slices of the two others, 0.00. Those patients were stored with
+# another window. Three patients prove nothing about chests; they show what a split can hide.
 
 # %% [markdown]
 # ## The package's version

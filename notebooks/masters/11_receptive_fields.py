@@ -162,12 +162,14 @@ show.figure(fig, alt=(
     "flattens for what is seen."))
 
 # %% [markdown]
+# Left: the bells and, as lines below them, what could be seen. Right: both widths over the depth.
+#
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B**: with four times as many layers, $\sigma$ doubles. Left: the bells and, as lines below them, what
-# could be seen. Right: the straight line leaves the root behind. The share that is used *falls*
-# as $1 / \sqrt{n}$: the deeper the stack, the smaller the part of its reach that counts.
+# **B**: with four times as many layers, $\sigma$ doubles. On the right the straight line leaves the
+# root behind. The share that is used *falls* as $1 / \sqrt{n}$: the deeper the stack, the smaller
+# the part of its reach that counts.
 #
 # *Why* does it matter? "Deep enough, and it sees everything" is true of the count and false of the
 # measure. Sixty-four layers could see 129 pixels and take 95 % of their answer from 26.

@@ -19,9 +19,9 @@
 # - how SegFormer, DeepLabV3+ and U-Net do when they are trained alike, and what flatters a weak network;
 # - what another input size does, and what the structure of an artefact does.
 #
-# **What you need.** [Chapter 01](01_what_is_segmentation.ipynb) for mIoU. U-Net and
-# DeepLabV3+ are taken as they come; chapters [02](02_cnn_baselines.ipynb) and
-# [15](15_family_tree.ipynb) open them.
+# **What you need.** [Chapter 00](00_start_here.ipynb) for mIoU ([chapter
+# 01](01_what_is_segmentation.ipynb) goes deeper). U-Net and DeepLabV3+ are taken as they come;
+# chapters [02](02_cnn_baselines.ipynb) and [15](15_family_tree.ipynb) open them.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -139,6 +139,8 @@ print("moved:", f"{(moved[0] != dots[0]).float().mean():.0%}")
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: exchange two pixels (6 minutes)
+#
+# Exchange two pixels of an image, all three channels, and lose none.
 #
 # <details><summary>Hint</summary>
 #
@@ -335,6 +337,9 @@ print(f"with severities 1 to 5 throughout: {every:.3f}")
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2: retention (6 minutes)
+#
+# Write the retention over all corruptions from a table of scores, as above: noise with its three
+# severities.
 #
 # <details><summary>Hint</summary>
 #
@@ -648,6 +653,8 @@ for name, values in few.items():
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: a score with `sl` (8 minutes)
 #
+# The mean mIoU of a network under one corruption, over the severities that count.
+#
 # <details><summary>Hint</summary>
 #
 # `Corrupted(dataset, name, severity)` is a data set; `sl.evaluate(model, dataset, size, progress=False)`
@@ -712,15 +719,16 @@ show.figure(fig, alt=(
 # **A, roughly.** The top is near the size of training, not on it: on the slices of this run it lies
 # to the right of the dotted line, and both ends fall. Of the three networks on the right only
 # SegFormer is best at the size it was trained at; DeepLabV3+ is best somewhat above, and U-Net's
-# curve is nearly flat from 64 pixels on. *Why isn't it C?* Nothing breaks at another size, but every
-# filter has learned how large a thing is *in pixels*. At twice the size a stop sign is a shape that
-# the training showed only at the rim of its scales; at a third it is hardly wider than a few strides.
-# Being able to run at any size, and being trained for it, are two things. ([Chapter
-# 05](05_mix_ffn.ipynb) has the experiment on positions.) The way out: test near the size that was
-# trained, as the paper does, in windows if the picture is larger; or try two or three sizes on
-# *validation* pictures, and say which you took.
+# curve is nearly flat from 64 pixels on. *Why isn't it C?* Nothing breaks at another size, but
+# every filter has learned how large a thing is *in pixels*. At twice the size a stop sign is a
+# shape that the training showed only at the rim of its scales; at a third it is hardly wider than a
+# few strides. Being able to run at any size, and being trained for it, are two things. ([Chapter
+# 05](05_mix_ffn.ipynb) has the experiment on positions.)
 #
 # </details>
+#
+# The way out: test near the size that was trained, as the paper does, in windows if the picture is
+# larger; or try two or three sizes on *validation* pictures, and say which you took.
 
 # %% [markdown]
 # ## CT has corruptions of its own
@@ -769,6 +777,9 @@ show.figure(fig, colours=64, alt=(
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: wrong elements (5 minutes)
+#
+# `wrong` is a dict: `{40: 0.5}` says that element 40 reads 0.5 too much at every angle. Return a
+# tensor, zero elsewhere.
 #
 # <details><summary>Hint</summary>
 #

@@ -19,9 +19,8 @@
 # - how LabelMe, COCO and mask pictures become one and the same data set;
 # - how much two people disagree, and why that is the end of the scale.
 #
-# **What you need.** [Chapter 00](00_start_here.ipynb) for training and the report, [chapter
-# 08](08_data.ipynb) for masks and label 255, [chapter 01](01_what_is_segmentation.ipynb) for IoU.
-# Dice is explained again here.
+# **What you need.** [Chapter 00](00_start_here.ipynb) for training, IoU and the report, [chapter
+# 08](08_data.ipynb) for masks and label 255. Dice is explained again here.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import inspect
@@ -274,8 +273,8 @@ show.figure(fig, colours=128, alt=(
 # %% [markdown]
 # ### The size at which it is seen
 #
-# **Predict, then run.** The stand-in was trained on scenes with a short side of 64 pixels. On the
-# drawn scenes it has not seen, which short side gives the best mIoU?
+# **Predict, then run.** Trained with a short side of 64 pixels. [Chapter 12](12_robustness.ipynb)
+# asked this of CT slices; is it the same for drawn scenes? Which short side gives the best mIoU?
 #
 # - A. The larger the better: more pixels, more detail.
 # - B. 64, or near it.
@@ -702,17 +701,18 @@ show.figure(fig, alt=(
     "labelled slices. From scratch is above low rate and frozen in both groups."))
 
 # %% [markdown]
+# The second way is the control: the same start at the usual rate. Compare it with scratch, and you
+# see what the weights alone are worth; compare it with the third, and you see what the rate does.
+# (All runs take the same number of steps, so of 32 slices each is seen an eighth as often as of 4.)
+#
 # <details>
 # <summary><b>Answer</b></summary>
 #
 # **A**, here. *Why?* What the stand-in brings is what it learned from a few hundred flat, coloured
 # drawings; grey noise and spots three pixels wide are not in it. Frozen, it can't learn them. At a
-# low rate it can't learn them *in so few steps*. The second way is the control: the same start at
-# the usual rate. Compare it with scratch, and you see what the weights alone are worth; compare it
-# with the third, and you see what the rate does. Here the weights alone are worth nothing: with
+# low rate it can't learn them *in so few steps*. Here the weights alone are worth nothing: with
 # either number of slices they end behind scratch, and with 32 well behind. The start is a poor one,
-# and sixty steps are too few to leave it. (All runs take the same number of steps, so of 32 slices
-# each is seen an eighth as often as of 4.) What released weights are worth with few labels, this
+# and sixty steps are too few to leave it. What released weights are worth with few labels, this
 # stand-in can't show.
 #
 # </details>

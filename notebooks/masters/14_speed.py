@@ -19,7 +19,8 @@
 # - what bf16 and a smaller input save, and what you pay;
 # - how to leave: ONNX, any batch and any size, with the same logits.
 #
-# **What you need.** Chapter 07 for the folded decoder, chapter 04 for $R$. Matrix products.
+# **What you need.** [Chapter 07](07_mlp_decoder.ipynb) for the folded decoder, [chapter
+# 04](04_efficient_attention.ipynb) for $R$. Matrix products.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import copy
@@ -163,6 +164,9 @@ show.figure(fig, alt=(
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: an honest ratio (5 minutes)
 #
+# From the seconds of two functions that took turns: how many times longer A takes than B, so that
+# neither the machine's drift nor one bad turn moves it.
+#
 # <details>
 # <summary>Hint</summary>
 # Pair the readings: the first with the first, the second with the second. One ratio per pair.
@@ -185,7 +189,8 @@ checks.honest_ratio(my_ratio)
 # %% [markdown]
 # ## Where the arithmetic is
 #
-# B0 with 150 classes, a picture of 256 px. First the parts (chapter 07 did this at 512 px):
+# B0 with 150 classes, a picture of 256 px. First the parts ([chapter 07](07_mlp_decoder.ipynb) did
+# this at 512 px):
 
 # %%
 torch.manual_seed(0)
@@ -277,8 +282,9 @@ ax.legend()
 uncounted = sum(value for kind, value in shares.items() if kind not in ("matrix products", "convolutions", "attention"))
 show.figure(fig, alt=(
     "Horizontal bars for kinds of operations, share of the arithmetic in blue and of the time in orange. "
-    "Matrix products have most of the arithmetic and a smaller share of the time; the other way round for all "
-    "others. Time: " + ", ".join(f"{kind} {value:.0%}" for kind, value in shares.items()) + "."))
+    "Matrix products and convolutions have nearly all the arithmetic and a smaller share of the time; depth-wise "
+    "convolutions, and all that is not counted, have a larger one. Time: "
+    + ", ".join(f"{kind} {value:.0%}" for kind, value in shares.items()) + "."))
 print(f"depth-wise, norms, GELU, upsampling, sums, copies and the rest: {uncounted:.0%} of the time")
 
 # %% [markdown]
@@ -416,7 +422,7 @@ show.figure(draw_roof(points), alt=(
 #
 # **To speed up a blue point, move fewer bytes**: work in place, in 16 bits, in one pass instead of
 # three, or at a lower resolution. To speed up an orange one, do less arithmetic. The folded decoder
-# of chapter 07 does both.
+# of [chapter 07](07_mlp_decoder.ipynb) does both.
 #
 # ### Narrow networks are slow per operation
 #
@@ -569,13 +575,14 @@ show.figure(fig, alt=(
 #
 # **C** on Linux, where the curve has a step near 32 MiB. *Why there?* PyTorch asks the C library
 # for memory. Small blocks it keeps and hands out again. A block beyond
-# `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), comes
-# from the system each time and goes back at once.
+# `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), it never
+# keeps.
 #
 # </details>
 #
-# The system hands out memory in *pages* of a few kilobytes, must fill each with zeros, and does so
-# when it is touched first. The kernel counts these interruptions:
+# So beyond 32 MiB (on Linux) every new tensor is made of memory that comes from the system and goes
+# back at once. The system hands out memory in *pages* of a few kilobytes, must fill each with
+# zeros, and does so when it is touched first: an interruption each time, which the kernel counts:
 
 # %% tags=["nbval-ignore-output"]
 try:
@@ -702,9 +709,9 @@ print("the package's gradient: the same;", f"a part holds {UpsampledCrossEntropy
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: the matrix of an upsampling (15 minutes)
 #
-# Chapter 07 upsampled a row. Here is the row's matrix. New value $i$ lies at
-# $(i + 0.5) \cdot \text{length} / \text{size} - 0.5$, counted in old values, and never outside of 0
-# and length − 1.
+# [Chapter 07](07_mlp_decoder.ipynb) upsampled a row. Here is the row's matrix. New value $i$ lies
+# at $(i + 0.5) \cdot \text{length} / \text{size} - 0.5$, counted in old values, and never outside
+# of 0 and length − 1.
 #
 # <details>
 # <summary>Hint</summary>
@@ -757,8 +764,9 @@ print("loss in strips = plain loss, value and gradient")
 
 # %% [markdown]
 # The third step, attention with $R = 64$ in stage 1, is *not* the same function as attention to all
-# tokens: it is the paper's idea, and chapter 04 shows what it merges. The fourth, bf16, is the same
-# function with fewer digits; what that changes comes further down.
+# tokens: it is the paper's idea, and [chapter 04](04_efficient_attention.ipynb) shows what it
+# merges. The fourth, bf16, is the same function with fewer digits; what that changes comes further
+# down.
 
 # %%
 reduced = block.attention  # stride 8: R = 64
@@ -811,12 +819,12 @@ assert session.quick or np.median(table["decoder: as printed, folded"]) > 1.5, "
 assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strips must pay"
 
 # %% [markdown]
-# Compare the first bar with chapter 07's arithmetic: the folded decoder has 5.6 times fewer MACs at
-# 512 px. The clock gives less than that, because the sums and upsamplings, which no MAC counts, are
-# still there. The second bar saves no arithmetic at all, it does *more* (a matrix has many zeros to
-# multiply with), and is faster by moving less. The third is the paper's: each query meets 64 times
-# fewer keys, and projections and the strided convolution leave a part of that factor. The fourth
-# depends most on your processor; more below.
+# Compare the first bar with [chapter 07](07_mlp_decoder.ipynb)'s arithmetic: the folded decoder has
+# 5.6 times fewer MACs at 512 px. The clock gives less than that, because the sums and upsamplings,
+# which no MAC counts, are still there. The second bar saves no arithmetic at all, it does *more* (a
+# matrix has many zeros to multiply with), and is faster by moving less. The third is the paper's:
+# each query meets 64 times fewer keys, and projections and the strided convolution leave a part of
+# that factor. The fourth depends most on your processor; more below.
 #
 # These are factors of *parts*. A part with a tenth of the time, made infinitely fast, gives 11 % (Amdahl's
 # law): $1 / (1 - 0.1) = 1.11$.
@@ -886,8 +894,8 @@ checks.frozen_network(my_frozen)
 # %% [markdown]
 # ## A small network to pay with
 #
-# Precision and input size cost accuracy, so a network is needed that has some. Half a minute on drawn
-# CT slices (chapter 10) at 96 px:
+# Precision and input size cost accuracy, so a network is needed that has some. Half a minute on
+# drawn CT slices ([chapter 10](10_train_chest_ct.ipynb)) at 96 px:
 
 # %% tags=["nbval-ignore-output"]
 config = sl.TrainConfig(data="sample-chest-ct", size=96, augment="flip", batch_size=2 if session.quick else 8,
@@ -915,7 +923,8 @@ network.zero_grad()  # the gradients of the last step are still there, as large 
 # - B. Between one and two.
 # - C. As fast as before: converting back and forth eats it up.
 #
-# Autocast decides by operation. Ask it, with float32 coming in:
+# PyTorch's `torch.autocast` decides, operation by operation, what is computed in bf16. Ask it, with
+# float32 coming in:
 
 # %%
 x = torch.randn(2, 8, 16, 16)
@@ -1055,9 +1064,9 @@ show.figure(fig, alt=(
 #
 # Left, the curve climbs and bends: beyond some side the milliseconds go on and the mIoU does not.
 # Right: who pays at the small end. The lung is large and lasts longest; heart and trachea go first.
-# (Far from the 96 px of its training a size is also *unfamiliar* to the network; chapter 12 has
-# both ends of that curve.) **The smallest side that is good enough is the cheapest speed-up there
-# is.** Choose it on validation pictures, by the class you care about.
+# (Far from the 96 px of its training a size is also *unfamiliar* to the network; [chapter
+# 12](12_robustness.ipynb) has both ends of that curve.) **The smallest side that is good enough is
+# the cheapest speed-up there is.** Choose it on validation pictures, by the class you care about.
 
 # %% [markdown]
 # ### What fits
@@ -1212,7 +1221,7 @@ for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
 
 # %% tags=["nbval-ignore-output"]
 rows = {}
-for path in sorted(RESULTS.glob("speed*.json")):
+for path in sorted(RESULTS.glob("speed*.json"), reverse=True):  # of a case in two files, the one with more turns stays
     record = json.loads(path.read_text(encoding="utf-8"))
     for row in record["rows"]:
         name = f"{record['variant'].upper()} {row['precision']} {row['size']} px x {row['batch']}"
@@ -1221,6 +1230,9 @@ print(f"{record['device']}, {record['threads']} threads, torch {record['torch']}
 shares = {key: row["peak_mb"]["segformer_lite"] / row["peak_mb"]["transformers"] for key, row in rows.items()}
 for (task, name), share in (min(shares.items(), key=lambda p: p[1]), max(shares.items(), key=lambda p: p[1])):
     print(f"peak memory, {task} {name}: {share:.2f} of theirs")
+print("ours: work and bytes, as shares of what a large matrix product and a large copy reach in the same time")
+for (task, name), row in rows.items():
+    print(f"  {task:<10}{name:<28}{row['share_of_matrix_product']:4.0%}{row['share_of_copy']:6.0%}")
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 1.2 + 0.1 * len(rows)), sharex=True)
@@ -1243,14 +1255,21 @@ show.figure(fig, alt=(
 # How to read a dot: the same weights in both networks, the same precision, a turn each; the dot is
 # the median ratio, the bar behind it spans the quartiles of the turns, at the dashed line both would
 # be equally fast. Orange is bf16. Training sets two whole *steps* beside each other, each with its
-# package's own loss. Above the picture the best and the worst case of peak memory. What a ratio does
-# not say: that `transformers` is badly made. It is written for hundreds of networks and keeps the
-# decoder as printed, which is what most readers of the paper want.
+# package's own loss. What a ratio does not say: that `transformers` is badly made. It is written for
+# hundreds of networks and keeps the decoder as printed, which is what most readers of the paper want.
+#
+# Above the picture the best and the worst case of peak memory, and where each case lies under its
+# machine's roofline: operations against the product's rate, and bytes that the operations read and
+# write (`speed.traffic` counts them) against the copy's. Neither fills the time: a network alternates
+# between operations under the one roof and under the other, so it is the *sum* of both shares that
+# can come near to 100 %.
 #
 # **A figure for CUDA is missing.** No GPU was at hand when these were measured, and none is guessed. On
-# yours:
+# yours the first line measures the same as here, the second all that waits for a GPU (planned for
+# eight minutes):
 #
-#     segformer-lite bench --sizes 256 512 1024 --precisions fp32 bf16 --compile --out work/speed.json
+#     segformer-lite bench --sizes 256 512 1024 --precisions fp32 bf16 --out work/speed.json
+#     python benchmarks/gpu.py
 
 # %% [markdown]
 # ## What the paper says, what the code does
@@ -1283,7 +1302,7 @@ show.figure(fig, alt=(
 # - Time is the larger of arithmetic and bytes. B0 is narrow, and much of it lies left of the ridge.
 # - Fewer bytes beat fewer FLOPs: strips that stay in the cache, sums in place, maps at low resolution.
 # - New large tensors cost pages; on Linux from 32 MiB on.
-# - bf16 changes pixels on borders only; a smaller input first loses what is thin.
+# - bf16 changes pixels on borders only; a smaller input loses the small classes first.
 # - ONNX: free sizes, checked at sizes that were not exported, preprocessing outside.
 
 # %% [markdown]
@@ -1296,9 +1315,11 @@ show.figure(fig, alt=(
 # hundred calls, each launched from Python, take their time whatever is in them. Larger batches, or
 # `torch.compile`, which joins calls, show the difference.
 #
-# **Does `torch.compile` help?** Often, most where many small operations follow each other. It takes a
-# while at the first call and again for new sizes. `segformer-lite bench --compile` measures it on both
-# sides.
+# **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
+# strips. It takes a while at the first call and again for new sizes. On the CPU of the figures above it
+# made some of the other networks faster, some slower, and this package's slower: a training step with
+# eight pictures of 256 px took 1.06 s compiled, 0.80 to 0.85 s as it is. `segformer-lite bench --compile`
+# measures it on both sides, on a GPU too.
 #
 # **`channels_last` or not?** `preprocess` hands out channels last, the layout in which tokens and maps
 # are views of each other. The weights stay as they are on a CPU; for CUDA the training loop changes
@@ -1309,5 +1330,5 @@ show.figure(fig, alt=(
 # %% [markdown]
 # ## Next
 #
-# Chapter 15 walks through the family, from Swin to MaskFormer. With this chapter's clock you can ask
-# each of its members what it costs, and not only what it counts.
+# [Chapter 15](15_family_tree.ipynb) walks through the family, from PSPNet to MaskFormer. With this
+# chapter's clock you can ask each of its members what it costs, and not only what it counts.

@@ -166,7 +166,7 @@ show.figure(fig, alt=(
 # Read it from left to right. Square and blue: networks of convolutions. Round and yellow: networks
 # with attention. White: a study that trained no segmenter, but asked where networks know positions
 # from. A plain line without a word means *from end to end*: the child took the whole way of
-# working, convolutions throughout from FCN, patches as tokens from ViT. The years before the middle
+# working, convolutions throughout from FCN, patches as tokens from ViT. The years before the autumn
 # of 2020 are pressed together; eight of the networks are from fourteen months.
 #
 # The black lines are SegFormer's own. Three of them are named in its paper (section 3.1): the
@@ -755,10 +755,11 @@ for side in (128, 512, 1024):
     print(f"{side:5d} px: nothing merged {all_keys:6,d}, SegFormer {merged:5,d}, Swin 49")
 
 # %% [markdown]
-# **SegFormer's choice:** at 128 pixels a query has 16 keys either way. SegFormer's 16 cover the
-# whole picture, each a blurred square of 32 × 32 pixels; the window's 16 are the nearest tokens,
-# sharp. In large pictures Swin's number stays and SegFormer's grows with the area. What a window
-# costs is distance: news travels from window to window, one shift per two blocks.
+# **SegFormer's choice:** at 128 pixels a query has 16 keys either way, with the windows of 4 × 4
+# used here (Swin's own 7 × 7 have 49). SegFormer's 16 cover the whole picture, each a blurred
+# square of 32 × 32 pixels; the window's 16 are the nearest tokens, sharp. In large pictures Swin's
+# number stays and SegFormer's grows with the area. What a window costs is distance: news travels
+# from window to window, one shift per two blocks.
 
 # %% [markdown]
 # ## CPVT: let a convolution say where
@@ -1355,7 +1356,8 @@ print(inspect.getsource(sl.models.resnet.PyramidPooling.forward))
 #   table, the convolution inside the feed-forward network, and a decoder made of sums.
 # - PSPNet tells all places the same about the whole, DeepLabV3+ reads far with nine taps, ViT lets
 #   all look at all on one scale.
-# - Swin looks near and sharp, SegFormer far and blurred; at 128 pixels both have 16 keys.
+# - Swin looks near and sharp, SegFormer far and blurred; at 128 pixels both have 16 keys, with
+#   windows of 4 × 4.
 # - HRNet's branches exchange all the time, SegFormer's maps meet once.
 # - MaskFormer asks queries instead of pixels, and so can tell two of a kind apart.
 # - Costs can be counted before training. Quality can't, and needs several seeds.
@@ -1385,6 +1387,6 @@ print(inspect.getsource(sl.models.resnet.PyramidPooling.forward))
 # ## Next
 #
 # You know the parts, the whole and the relatives. [Chapter 16](16_bug_clinic.ipynb), the bug
-# clinic, is the last: eight broken trainings, to be named from their curves and masks. And every
-# network of this chapter trains on pictures of your own with one line: [chapter
+# clinic, is the last: eight broken trainings, each to be named and mended. And every network of
+# this chapter trains on pictures of your own with one line: [chapter
 # 13](13_pretrained_and_own_data.ipynb) brings them in.

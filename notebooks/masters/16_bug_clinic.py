@@ -6,8 +6,9 @@
 # modes fast and full are the same here.
 
 # %% [markdown]
-# **What you build.** A clinic: one short training script, healthy, and eight sick copies of it. Each
-# copy differs in one function. You look at its curve and its masks, name the mistake and mend it.
+# **What you build.** A clinic: one short training script, healthy, and eight sick copies of it.
+# Each copy differs in one function. You look at its line, its curve and its masks, name the mistake
+# and mend it.
 #
 # **What you learn.**
 #
@@ -82,7 +83,8 @@ print(len(train_images), "slices to train on,", len(val_images), "of other patie
 # ### Eight parts
 #
 # A training script is a chain of small decisions. Here are eight of them, one function each. Every
-# one is right. Read them once; each will come back broken.
+# one is right. Read them once; each will come back broken. When you come to mend a patient, write
+# the part yourself before you look back here.
 #
 # | part | decides | comes back as |
 # |---|---|---|
@@ -319,14 +321,11 @@ show.figure(bedside("patient 1"), alt=(
 # The loss falls, so the run looks alive. But it stays high, and the masks are crude: lungs alike on
 # both sides, a heart far too small.
 #
-# <details>
-# <summary><b>Name it.</b> What happens in that one line?</summary>
+# **Name it.** What happens in that one line?
 #
 # - A. The tokens are in the right order, but height and width are exchanged.
 # - B. A row of the result is filled with all channels of one token, then of the next.
 # - C. Nothing wrong: `reshape` is what `flatten(2)` undoes.
-#
-# </details>
 #
 # A test that needs no training: number the tokens, give each two equal channels, and look.
 
@@ -336,13 +335,21 @@ print("healthy", to_map(numbers, 2, 3)[0].tolist())
 print("patient", patient_1(numbers, 2, 3)[0].tolist())
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Each channel should be the map 0 1 2 / 3 4 5. The patient's first channel is 0 0 1 / 1 2 2:
 # both channels of token 0 side by side. *Why does it train at all?* The scrambling is the same every
 # time, and the head can still learn which mixture is likely where. **Silent:** no error, a falling
 # loss.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: mend it (3 minutes)
+#
+# Turn a list of tokens into a map again, the channels first. Token $n$ goes to row
+# $\lfloor n / W \rfloor$ and column $n \bmod W$.
 #
 # <details><summary>Hint</summary>
 #
@@ -386,14 +393,11 @@ show.figure(bedside("patient 2"), alt=(
 # %% [markdown]
 # Nothing to see, neither in the curve nor in the masks, and the scores hardly move.
 #
-# <details>
-# <summary><b>Name it.</b> Background is 0, lung 1, heart 2. What is wrong with these labels?</summary>
+# **Name it.** Background is 0, lung 1, heart 2. What is wrong with these labels?
 #
 # - A. Half-way between heart and background lies lung: a rim of lung around the heart.
 # - B. `round` shifts the whole map by half a pixel.
 # - C. The labels become fractions, and the loss reads them as probabilities.
-#
-# </details>
 #
 # A test: a heart alone in the dark must not produce a third class.
 
@@ -406,14 +410,22 @@ wrong = patient_2(val_labels, (SIDE, SIDE)) != shrink(val_labels, (SIDE, SIDE))
 print(f"of the validation labels {wrong.float().mean():.1%} of all pixels are changed")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** The class *numbers* were averaged, and an average of class numbers is another class.
 # *Why so quiet?* Only pixels between heart and background change, a thousandth of all (between heart
 # and lung rounding gives one of the two), and the mistake sits in the validation labels too:
 # the script compares its network with the same wrong rims that it was taught. Had the labels held
 # 255, the averages would have become labels such as 128, and the loss would have stopped the run.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2: mend it (3 minutes)
+#
+# Bring label maps to another size, smaller or larger. Every label comes from the middle of its
+# place; none is invented, none shifted.
 #
 # <details><summary>Hint</summary>
 #
@@ -468,14 +480,11 @@ show.figure(bedside("patient 3"), alt=(
 # %% [markdown]
 # The run goes through. Its masks know a heart that nobody has.
 #
-# <details>
-# <summary><b>Name it.</b> Where does the additional heart come from?</summary>
+# **Name it.** Where does the additional heart come from?
 #
 # - A. The clamp turns 255 into 2: "nobody knows" is taught as heart.
 # - B. Without `ignore_index` the heart counts twice in the mean.
 # - C. The clamp cuts off the largest logits.
-#
-# </details>
 #
 # A test: whatever the network says where the label is 255, the loss must not care.
 
@@ -488,9 +497,14 @@ for name, function in {"healthy": loss, "patient": patient_3}.items():
     print(name, "does not care:", torch.equal(function(logits, labels), function(changed, labels)))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** What is moved in from outside is black and labelled 255; the patient learns that black near a
 # border is heart. *Why is it worse than the error?* The error named the line. The clamp made it a
 # question of medicine. **Loud at first, then silenced.**
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3: mend it (4 minutes)
@@ -544,14 +558,11 @@ show.figure(bedside("patient 4"), alt=(
 # The curve is nearly the healthy one, the lungs are good, only the heart has lost its shape. Whoever
 # sees this run alone would ask for more training.
 #
-# <details>
-# <summary><b>Name it.</b> How many keys does this network have?</summary>
+# **Name it.** How many keys does this network have?
 #
 # - A. 16, as the paper says.
 # - B. 64: the kernel is 16 wide, but only 4 high.
 # - C. One.
-#
-# </details>
 #
 # A test: count them, and the weights.
 
@@ -562,14 +573,22 @@ for name, function in {"healthy": reduction, "patient": patient_4}.items():
     print(f"{name}: {keys:2d} keys, {layer.weight.numel():,} weights")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** $R$ counts tokens of the *list*; kernel and stride count tokens along *one axis*. A square of
 # side $R$ merges $R^2$. With a single key the softmax has nothing to choose: every token gets the
 # same value, and attention is a constant that is added everywhere. *Why does it work at all?*
 # The convolutions around it do the job. **Silent:** only a count gives it away. (In stage 1 of SegFormer
 # the kernel would be 64 wide, and small pictures would raise an error.)
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: mend it (3 minutes)
+#
+# A layer that merges $R$ tokens into one key, in squares: of $H × W$ tokens it leaves
+# $H / \sqrt{R} × W / \sqrt{R}$.
 #
 # <details><summary>Hint</summary>
 #
@@ -613,14 +632,11 @@ show.figure(bedside("patient 5"), alt=(
 # %% [markdown]
 # The masks are passable. The curve sinks slowly and seems to lie on a floor.
 #
-# <details>
-# <summary><b>Name it.</b> Why does the loss not come down?</summary>
+# **Name it.** Why does the loss not come down?
 #
 # - A. The learning rate is too small.
 # - B. `cross_entropy` takes the softmax itself; a second one can never be sure of anything.
 # - C. The softmax runs over the wrong axis.
-#
-# </details>
 #
 # A test: a perfect answer, as sure as can be, must cost nothing.
 
@@ -635,14 +651,22 @@ print(f"log(1 + 2 / e) = {math.log(1 + 2 / math.e):.3f}")
 assert min(ward["patient 5"]["loss"]) > math.log(1 + 2 / math.e)
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** Probabilities lie between 0 and 1. Read as logits of three classes, the best possible answer
 # 0, 1, 0 has probability $e / (e + 2)$, and the loss cannot fall below $\log(1 + 2 / e)$. *Why do the
 # masks look passable?* The largest probability belongs to the largest logit. But the gradient
 # is weak: the network is never told to be sure. **It announces itself in the loss:** a floor that can be
 # computed.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 5: mend it (2 minutes)
+#
+# Enlarge the logits to the size of the labels, bilinearly, and give out what `cross_entropy`
+# expects.
 #
 # <details><summary>Hint</summary>
 #
@@ -685,14 +709,11 @@ show.figure(bedside("patient 6"), alt=(
 # %% [markdown]
 # The loss falls, but it is restless: some batches cost much more than others.
 #
-# <details>
-# <summary><b>Name it.</b> Which class suffers most?</summary>
+# **Name it.** Which class suffers most?
 #
 # - A. The background: it is the largest.
 # - B. The lung: it lies on both sides.
 # - C. The heart: it lies on one side.
-#
-# </details>
 #
 # A test: an image that *is* its own label must still be so afterwards.
 
@@ -703,13 +724,20 @@ for name, function in {"healthy": mirror, "patient": patient_6}.items():
     print(name, "image and label agree:", torch.equal(image[:, 0].long(), moved))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **C.** In the chart the heart has lost most, or nearly so. *Why?* A chest is nearly symmetric: for
 # lung and background about the right pixels stay right. The heart is taught on the wrong side in
 # half of the batches. On pictures without any symmetry the score would fall much further, and you
 # would notice sooner. **Silent:** a restless curve and one weak class.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 6: mend it (2 minutes)
+#
+# Mirror a batch: left and right exchanged, in images and labels alike.
 #
 # <details><summary>Hint</summary>
 #
@@ -755,14 +783,11 @@ print("the two loss curves are equal, number by number")
 # %% [markdown]
 # The training was healthy to the last digit. Only the own score differs from the true one.
 #
-# <details>
-# <summary><b>Name it.</b> What is missing?</summary>
+# **Name it.** What is missing?
 #
 # - A. `net.eval()`: dropout still drops, batch norm still takes the statistics of the batch.
 # - B. A softmax before `argmax`.
 # - C. The images are asked one by one, in training they came in batches.
-#
-# </details>
 #
 # A test: the same question twice, and the state before and after.
 
@@ -775,10 +800,15 @@ for name, function in {"healthy": predict, "patient": patient_7}.items():
           f"batch norm untouched {torch.equal(before, net.head[0].running_mean)}")
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **A.** Two layers behave differently in training. Dropout makes the answer a matter of luck. Batch
 # norm measures the one image that is asked, and *writes down* what it measured: the evaluation has
 # changed the network. **Silent:** the loss is perfect, the score is wrong, and asking again gives
 # another one.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 7: mend it (4 minutes)
@@ -833,14 +863,11 @@ assert ward["patient 8"]["loss"][-1] > ward["healthy"]["loss"][-1]
 # %% [markdown]
 # After a few steps the curve is flat, and the masks are empty.
 #
-# <details>
-# <summary><b>Name it.</b> What should be looked at first?</summary>
+# **Name it.** What should be looked at first?
 #
 # - A. The size of the network: it is too small.
 # - B. The rate: the steps are so long that they destroy what the layers knew.
 # - C. The last steps: the rate falls too late.
-#
-# </details>
 #
 # A test: compare the floor with the loss of a network that is blind and knows only how frequent each
 # class is.
@@ -849,14 +876,19 @@ assert ward["patient 8"]["loss"][-1] > ward["healthy"]["loss"][-1]
 shares = torch.bincount(shrink(train_labels, (SIDE, SIDE)).flatten()) / (len(train_labels) * SIDE**2)
 print("shares", [round(x, 2) for x in shares.tolist()])
 print(f"the blind answer costs {-(shares * shares.log()).sum():.2f}; guessing costs {math.log(3):.2f}")
-print("rate at step 20: healthy", round(rate(19, 1000), 4), "| patient", round(patient_8(19, 1000), 2))
+print("rate at step 20 of 150: healthy", round(rate(19, 150), 4), "| patient", round(patient_8(19, 150), 2))
 
 # %% [markdown]
+# <details>
+# <summary><b>Answer</b></summary>
+#
 # **B.** The rate is 1 where 0.01 was meant. AdamW moves *every* weight by about the learning rate in
 # a step, however small its gradient; weights of size 0.1 are gone after one. *Why does the loss not
 # explode?* The norms hold the numbers in check, and the last bias learns the class shares: the loss
 # ends not far below that of the blind answer. **It announces itself** in the curve, and nothing but
 # background in the masks confirms it.
+#
+# </details>
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 8: mend it (4 minutes)
@@ -926,7 +958,7 @@ print("the own score differs from the true one only where the evaluation itself 
 # | symptom, as seen above | suspect | test without training |
 # |---|---|---|
 # | falling loss that stays high | tokens to map, no transpose | number the tokens |
-# | own score is not the true one | averaged labels | one class alone: no third one |
+# | none: curve, masks and score look healthy | averaged labels | one class alone: no third one |
 # | IndexError, or an organ at the border | 255 in the loss | change logits where 255 is |
 # | a somewhat lower score, no more | $R$ where $\sqrt{R}$ belongs | count keys and weights |
 # | loss lies on a floor | softmax before `cross_entropy` | a sure answer costs 0 |
