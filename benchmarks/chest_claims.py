@@ -25,8 +25,7 @@ from record import RESULTS, runs_folder, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis.ct_shifts import SEVERITIES, Shifted
-from segformer_lite.evaluation import metrics, resize_for_model
-from segformer_lite.models import upsample
+from segformer_lite.evaluation import metrics, predict_labels
 from segformer_lite.show import COLOURS, use_style
 from segformer_lite.training import class_weights
 
@@ -77,16 +76,14 @@ def organ_figures(report: sl.evaluation.Report) -> dict[str, dict[str, float | N
             for organ, row in figures.items()}
 
 
-@torch.inference_mode()
 def trachea_regions(model, dataset, size: int) -> list[tuple[int, int]]:
     """(pixels, pixels found) of every connected piece of labelled trachea."""
     rows, trachea = [], dataset.classes.index("trachea")
     for image, label in (dataset[i] for i in range(len(dataset))):
-        small = resize_for_model(image.as_subclass(torch.Tensor), size)[None]
-        found = upsample(model(sl.preprocess(small)), label.shape)[0].argmax(0) == trachea
+        found = predict_labels(model, image.as_subclass(torch.Tensor), size) == trachea
         pieces = metrics.connected_components(np.asarray(label) == trachea)
         pixels = np.bincount(pieces.ravel())[1:]
-        right = np.bincount(pieces[found.numpy()], minlength=len(pixels) + 1)[1:]
+        right = np.bincount(pieces[found], minlength=len(pixels) + 1)[1:]
         rows += zip(pixels.tolist(), right.tolist(), strict=True)
     return rows
 
@@ -115,9 +112,7 @@ def measure(name: str, config: sl.TrainConfig, folder: Path) -> dict:
                 sl.evaluate(run.model, dataset, size, progress=False)).items()} for dataset in datasets]
             for test, datasets in tests.items()}
     figures["seconds"] = round(time.perf_counter() - began, 1)
-    beside = done.with_suffix(".part")
-    beside.write_text(json.dumps(figures))
-    beside.replace(done)
+    write(done, json.dumps(figures))
     return figures
 
 

@@ -25,19 +25,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, best_rate, runs_folder, versions, write
 from torch import Tensor
 
 import segformer_lite as sl
 from segformer_lite.analysis import macs, parameters
-from segformer_lite.evaluation import metrics, resize_for_model
-from segformer_lite.models import upsample
+from segformer_lite.evaluation import metrics, predict_labels
 from segformer_lite.models.variants import StripReduction
 from segformer_lite.show import COLOURS, use_style
 from segformer_lite.training import class_weights, load_model
 
 RATES = ((1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
-SEARCH_SEED = 100
 BINS = {"small": (0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03, 0.1), "> 10 %": (0.1, 0.3),
         "> 30 %": (0.3, 1.01)}  # shares of the picture: COCO's bins, the last of them in three
 
@@ -79,21 +77,6 @@ def settings(common: sl.TrainConfig) -> dict[str, sl.TrainConfig]:
             "unet": replace(common, model="unet")}
 
 
-def with_best_rate(name: str, config: sl.TrainConfig, runs: Path) -> sl.TrainConfig:
-    """The settings with the better of RATES, by a quarter of the steps."""
-    scores = {}
-    for lr, times in RATES:
-        trial = replace(config, lr=lr, head_lr_mult=times, steps=max(1, config.steps // 4))
-        folder = runs / "rates" / f"{name}-{lr}x{times:g}"
-        if not (folder / "report.json").exists():
-            resume = folder if (folder / "checkpoint.pt").exists() else None
-            sl.train(replace(trial, seed=SEARCH_SEED, folder=str(folder)), resume, sys.stderr.isatty())
-        scores[lr, times] = json.loads((folder / "report.json").read_text())["miou"]
-    print(name, {f"{lr} x{times:g}": round(score, 3) for (lr, times), score in scores.items()}, flush=True)
-    lr, times = max(scores, key=scores.get)
-    return replace(config, lr=lr, head_lr_mult=times)
-
-
 def weights_of(config: sl.TrainConfig) -> list[float]:
     """Class weights from the training labels."""
     labels = sl.data.open_dataset(config.data, "train", **config.data_options)
@@ -102,7 +85,6 @@ def weights_of(config: sl.TrainConfig) -> list[float]:
     return class_weights(counts[: len(labels.classes)].tolist())
 
 
-@torch.inference_mode()
 def by_size(folder: Path, config: sl.TrainConfig) -> np.ndarray:
     """`size_counts` of a run's network over the validation set, in BINS: (5, 5)."""
     model, _ = load_model(folder, **config.model_options)
@@ -110,9 +92,7 @@ def by_size(folder: Path, config: sl.TrainConfig) -> np.ndarray:
     counts = np.zeros((len(BINS), 5), np.int64)
     pictures = sl.data.open_dataset(config.data, "val", **config.data_options)
     for image, label in map(pictures.__getitem__, range(len(pictures))):
-        image = resize_for_model(image.as_subclass(Tensor), config.short_side)
-        logits = model(sl.preprocess(image[None]))
-        prediction = upsample(logits, label.shape[-2:])[0].argmax(0)
+        prediction = torch.from_numpy(predict_labels(model, image.as_subclass(Tensor), config.short_side))
         counts += metrics.size_counts(prediction, label.as_subclass(Tensor), bins=BINS)
     return counts
 
@@ -158,7 +138,8 @@ def main() -> None:
                                    checkpoint_every=100)
     place = f"coco-claims-{Path(args.data).name}-{args.size}-{args.steps}"
     runs = runs_folder() / place
-    configs = {name: with_best_rate(name, config, runs) for name, config in settings(common).items()}
+    configs = {name: replace(config, **best_rate(config, RATES, runs / "rates" / name))
+               for name, config in settings(common).items()}
     configs["b0-weights"] = replace(configs["b0"], class_weights=weights_of(common))
     table = sl.compare(configs, seeds=args.seeds, folder=runs, progress=sys.stderr.isatty())
     print(table)

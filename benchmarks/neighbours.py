@@ -11,7 +11,6 @@ network. Broken off, it goes on where it stopped: finished runs lie in runs/neig
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, best_rate, runs_folder, versions, write
 from sample_runs import baselines
 
 import segformer_lite as sl
@@ -30,25 +29,7 @@ from segformer_lite.show import COLOURS, use_style
 NETWORKS = ("fcn8s", "segnet", "unet", "pspnet", "deeplabv3plus", "setr", "segformer_b0")
 SETS = ("sample-coco", "sample-chest-ct")
 RATES = ((1e-3, 1.0), (1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
-SEARCH_SEED = 100
 NEAR, LONGER = 1.5, 3  # near: less than this many times the mIoU of the table of colours; so many times the steps
-
-
-def choose_rates(steps: int, runs: Path) -> dict[str, tuple[float, float]]:
-    """The best of RATES for each network, by a quarter of the steps."""
-    chosen = {}
-    for network in NETWORKS:
-        scores = {}
-        for rate, times in RATES:
-            folder = runs / "rates" / network / f"{rate}x{times:g}"
-            config = sl.TrainConfig.preset(SETS[0], model=network, lr=rate, head_lr_mult=times, steps=steps // 4,
-                                           seed=SEARCH_SEED, folder=str(folder))
-            if not (folder / "report.json").exists():
-                sl.train(config, folder if (folder / "checkpoint.pt").exists() else None, sys.stderr.isatty())
-            scores[rate, times] = json.loads((folder / "report.json").read_text())["miou"]
-        chosen[network] = max(scores, key=scores.get)
-        print(network, {f"{r} x{t:g}": round(s, 3) for (r, t), s in scores.items()}, flush=True)
-    return chosen
 
 
 def train_longer(configs: dict[str, sl.TrainConfig], rows: dict[str, list[dict]], seeds: int, folder: Path) -> dict:
@@ -134,7 +115,8 @@ def main() -> None:
     args = parser.parse_args()
 
     runs = runs_folder() / f"neighbours-{args.steps}"
-    rates = choose_rates(args.steps, runs)
+    rates = {name: best_rate(sl.TrainConfig.preset(SETS[0], model=name, steps=args.steps), RATES, runs / "rates" / name)
+             for name in NETWORKS}
     sets, size = {}, sl.TrainConfig.preset(SETS[0]).size
     costs = {name: {"parameters": parameters(model), "macs": macs(model, size)}
              for name in NETWORKS for model in [sl.create_model(name, num_classes=9)]}
@@ -142,8 +124,7 @@ def main() -> None:
         costs[name]["ms"] = ms
     for name in SETS:
         common = sl.TrainConfig.preset(name, steps=args.steps)
-        configs = {network: replace(common, model=network, lr=rate, head_lr_mult=times)
-                   for network, (rate, times) in rates.items()}
+        configs = {network: replace(common, model=network, **rate) for network, rate in rates.items()}
         table = sl.compare(configs, seeds=args.seeds, folder=runs / name, progress=sys.stderr.isatty())
         print(name, table, sep="\n", flush=True)
         rows = {**baselines(*(sl.data.open_dataset(name, split) for split in ("train", "val"))), **table.results}
@@ -153,8 +134,7 @@ def main() -> None:
         "command": f"python benchmarks/neighbours.py --steps {args.steps} --seeds {args.seeds}",
         "versions": versions(),
         "device": "cuda" if torch.cuda.is_available() else "cpu", "size_px": size,
-        "rates": {name: {"lr": rate, "head_lr_mult": times} for name, (rate, times) in rates.items()},
-        "costs": costs, "sets": sets,
+        "rates": rates, "costs": costs, "sets": sets,
     }
     write(args.out / "neighbours.json", content)
     write(args.out / "neighbours.md", page(content))

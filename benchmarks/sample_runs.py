@@ -40,7 +40,7 @@ def baseline(val_set, predict) -> dict[str, float]:
     k = len(val_set.classes)
     confusion, boundary = np.zeros((k, k), np.int64), np.zeros((2, k), np.int64)
     for image, label in (val_set[i] for i in range(len(val_set))):
-        guess = predict(torch.Tensor(image).byte())
+        guess = predict(image.as_subclass(torch.Tensor))
         confusion += metrics.confusion_matrix(guess, label, k).numpy()
         boundary += metrics.boundary_counts(guess, label, k).numpy()
     return sl.evaluation.Report(val_set.classes, confusion, boundary, np.zeros((3, 5), int)).summary()

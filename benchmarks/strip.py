@@ -18,8 +18,7 @@ from torchvision.transforms import functional as TF
 import segformer_lite as sl
 from segformer_lite import show
 from segformer_lite.analysis import attention_map, position_maps, receptive_field
-from segformer_lite.cli_look import predict_labels
-from segformer_lite.evaluation import resize_for_model
+from segformer_lite.evaluation import predict_labels, resize_for_model
 from segformer_lite.files import beside
 from segformer_lite.show import masks
 from segformer_lite.training import load_model

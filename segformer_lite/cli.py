@@ -16,10 +16,9 @@ import torch
 
 from . import cli_bench, cli_data, cli_look, data
 from .analysis import receptive_field
-from .cli_look import predict_labels
-from .evaluation import evaluate, resize_for_model
+from .evaluation import evaluate, predict_labels, resize_for_model
 from .files import beside
-from .models import Segmenter
+from .models import Segmenter, device_of
 from .show import masks
 from .training import PRESETS, TrainConfig, train
 from .training.config import require_own_classes
@@ -62,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         return _complain("the GPU's memory is full: use a smaller --batch-size or --size")
     except (ValueError, OSError) as error:
-        # A DataLoader worker wraps an error in its whole traceback; the last line is the message.
-        return _complain(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+        return _complain(" ".join(str(error).split()) or type(error).__name__)
 
 
 def _watched() -> bool:
@@ -134,7 +132,7 @@ def run_train(arguments) -> None:
     val_set = data.open_dataset(config.data, "val", **config.data_options)
     draw_results(run.model, val_set, config.short_side, run.folder / "figure.png")
     with beside(run.folder / "report.txt") as part:
-        part.write_text(f"{run.report}\n")
+        part.write_text(f"{run.report}\n", encoding="utf-8")
     print(run.report)
     print(f"\nfigure     {run.folder / 'figure.png'}\nreport     {run.folder / 'report.json'}\n"
           f"loss       {run.folder / 'loss.png'}\nnetwork    {run.folder / 'model.safetensors'}\n\n"
@@ -159,7 +157,8 @@ def run_evaluate(arguments) -> None:
     model, description = cli_look.load_network(arguments)
     if not (arguments.data or description["data"]):
         raise ValueError(f"{arguments.model} names no data set: say which one, --data")
-    options = cli_data.data_options(arguments) or (description["data_options"] if arguments.data is None else {})
+    same = arguments.data in (None, description["data"])  # then the run's own classes and patients hold, too
+    options = {**(description["data_options"] if same else {}), **cli_data.data_options(arguments)}
     dataset = data.open_dataset(arguments.data or description["data"], arguments.split, **options)
     report = evaluate(model, dataset, description["size"], progress=_watched())
     print(report)
@@ -170,7 +169,7 @@ def run_evaluate(arguments) -> None:
 
 def draw_results(model: Segmenter, dataset, size: int, path: Path, count: int = 5) -> None:
     """Write input | prediction | label | receptive field of `count` images spread over a data set."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     items = [dataset[i] for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)]
     predictions = [predict_labels(model, image, size) for image, _ in items]
     maps = [np.asarray(receptive_field(model, resize_for_model(image, size)[None].to(device), "decoder"))

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import statistics
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -118,7 +119,7 @@ def step(name: str, network: nn.Module, work: str, images: Tensor, labels: Tenso
 
 def line(row: dict) -> str:
     """A case in words."""
-    median = sorted(row["ms"]["segformer_lite"])[len(row["ms"]["segformer_lite"]) // 2]
+    median = statistics.median(row["ms"]["segformer_lite"])
     text = (f"{row['work']:<10}{row['precision']}  {row['size']:>5} px x {row['batch']:<3}{median:>9.1f} ms"
             f"{row['peak_mb']['segformer_lite']:>7,} MB  {row['share_of_matrix_product']:.0%} of a matrix product, "
             f"{row['share_of_copy']:.0%} of a copy")
@@ -135,7 +136,6 @@ def write(arguments, device: torch.device, rates: dict, rows: list[dict]) -> Non
                "torch": torch.__version__.split("+")[0], "classes": CLASSES,
                "ceilings": {name: {"operations": round(o), "bytes_copied": round(c)} for name, (o, c) in rates.items()},
                "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with beside(arguments.out) as part:
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if figure := ratios(rows):

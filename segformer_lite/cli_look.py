@@ -16,9 +16,9 @@ from . import data
 from .analysis import receptive_field
 from .analysis.receptive_field import SHARES, find_layer
 from .data.base import IMAGE_SUFFIXES
-from .evaluation import resize_for_model
+from .evaluation import predict_labels, resize_for_model
 from .files import beside
-from .models import SegFormer, Segmenter, preprocess, upsample
+from .models import SegFormer, Segmenter, device_of
 from .show import masks
 from .training import load_model
 from .training.checkpoint import KINDS, WEIGHTS
@@ -98,7 +98,7 @@ def run_erf(arguments) -> int:
     """`erf`: of every picture NAME a figure NAME_erf.png of the field beside it, and its measures in erf.json."""
     model, description = load_network(arguments)
     find_layer(model, arguments.layer)  # a wrong name is wrong for every picture
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     def look(image: torch.Tensor, name: str) -> dict:
         seen = resize_for_model(image, description["size"])
@@ -114,9 +114,10 @@ def run_erf(arguments) -> int:
 
 def _for_each_picture(arguments, look: Callable[[torch.Tensor, str], dict], summary: str) -> int:
     """Run `look(image, name)` on every picture and write what it returns; one bad file does not stop the rest."""
-    pictures, out = find_pictures(arguments.pictures), arguments.out
-    if any(path.resolve().parent == out.resolve() for path in pictures):
+    out = arguments.out
+    if any((path if path.is_dir() else path.parent).resolve() == out.resolve() for path in arguments.pictures):
         raise ValueError(f"--out {out} holds the pictures themselves: choose another folder for the results")
+    pictures = find_pictures(arguments.pictures, out)
     out.mkdir(parents=True, exist_ok=True)
     results, failed = [], []
     named = list(zip(pictures, _distinct(p.stem for p in pictures), strict=True))
@@ -142,14 +143,6 @@ def _for_each_picture(arguments, look: Callable[[torch.Tensor, str], dict], summ
     return 2 if failed else 0
 
 
-@torch.inference_mode()
-def predict_labels(model: Segmenter, image: torch.Tensor, size: int) -> np.ndarray:
-    """Label map (H, W) of one uint8 image (3, H, W), seen by the network at short side `size`, as in training."""
-    device = next(model.parameters()).device
-    logits = model(preprocess(resize_for_model(image, size)[None].to(device)))
-    return upsample(logits.float(), image.shape[-2:]).argmax(1)[0].cpu().numpy().astype(np.uint8)
-
-
 def areas(labels: np.ndarray, classes: list[str]) -> dict[str, dict]:
     """Pixels and share of the picture of each class that occurs in a label map (H, W), by name, largest first."""
     counts = np.bincount(labels.ravel(), minlength=len(classes))
@@ -157,12 +150,16 @@ def areas(labels: np.ndarray, classes: list[str]) -> dict[str, dict]:
             for c in np.argsort(-counts, kind="stable") if counts[c]}
 
 
-def find_pictures(paths: list[Path]) -> list[Path]:
-    """The files among `paths` and all pictures in its folders. Raises ValueError or FileNotFoundError for none."""
+def find_pictures(paths: list[Path], out: Path) -> list[Path]:
+    """The files among `paths` and all pictures in its folders, but what an earlier run has written to `out`.
+
+    Raises ValueError or FileNotFoundError for none.
+    """
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()
+                            and p.resolve().parent != out.resolve())
             if not inside:
                 raise ValueError(f"no pictures in {path}; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
             found += inside

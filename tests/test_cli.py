@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import segformer_lite as sl
+from segformer_lite import cli
 from segformer_lite.cli import build_parser, main
 
 
@@ -54,6 +55,34 @@ def test_evaluate_gives_the_report_of_the_run(run_folder, tmp_path, capsys):
     assert main(["evaluate", str(run_folder), "--out", str(tmp_path / "r.json"), "--device", "cpu"]) == 0
     ours, theirs = (json.loads(p.read_text()) for p in (tmp_path / "r.json", run_folder / "report.json"))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("more, expected", [
+    ([], {"classes": ["cat"], "limit": 9}), (["--limit", "3"], {"classes": ["cat"], "limit": 3}),
+    (["--data", "the/same"], {"classes": ["cat"], "limit": 9}), (["--data", "another"], {})], ids=str)
+def test_evaluate_keeps_the_options_of_the_runs_own_data(monkeypatch, capsys, more, expected):
+    """Else a run would be asked about pictures that it was trained on."""
+    seen = []
+    description = {"data": "the/same", "data_options": {"classes": ["cat"], "limit": 9}, "size": 64}
+    monkeypatch.setattr(cli.cli_look, "load_network", lambda arguments: (None, description))
+    monkeypatch.setattr(cli.data, "open_dataset", lambda data, split, **options: seen.append(options))
+    monkeypatch.setattr(cli, "evaluate", lambda *arguments, **options: "the report")
+    assert main(["evaluate", "run", *more]) == 0 and seen == [expected]
+
+
+def test_an_error_without_words_is_named(monkeypatch, capsys):
+    def fail(arguments):
+        raise TimeoutError
+
+    monkeypatch.setattr(cli, "run_evaluate", fail)
+    assert complaint(capsys, "evaluate", "run") == "segformer-lite: TimeoutError"
+
+
+def test_results_in_a_folder_among_the_pictures_are_no_pictures(run_folder, sample, tmp_path, capsys):
+    shutil.copy(sorted((sample / "val2017").iterdir())[0], tmp_path / "a.jpg")
+    for _ in range(2):
+        assert main(["predict", str(run_folder), str(tmp_path), "--out", str(tmp_path / "masks")]) == 0
+        assert "1 of 1 pictures done" in capsys.readouterr().out
 
 
 def test_predict_writes_masks_and_overlays_and_one_bad_file_stops_nothing(run_folder, sample, tmp_path, capsys):

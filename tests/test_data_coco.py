@@ -137,6 +137,15 @@ def test_class_subset(tiny):
     assert hidden[7, 7] == 0 and hidden[17, 17] == 1  # what covers the car is not car
 
 
+def test_categories_of_one_name_are_one_class_and_background_is_none(tmp_path):
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "background"}, {"id": 3, "name": "cat"}]
+    outlines = [(i, box(10 * i, 2, 10 * i + 5, 8), 0) for i in (1, 2, 3)]
+    write_coco(tmp_path, "train", {1: outlines, 2: outlines}, categories=categories)
+    data = CocoSegmentation(tmp_path, "train")
+    assert data.classes == ["background", "cat"]
+    assert [int(data[0][1][5, 10 * i + 2]) for i in (1, 2, 3)] == [1, 0, 1]
+
+
 def test_crowds_of_other_classes_are_background(tmp_path):
     region = np.ones((30, 40), dtype=np.uint8)
     entries = [(PERSON, box(0, 0, 5, 5)), (CAR, crowd(region), 1)]

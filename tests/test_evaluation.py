@@ -18,6 +18,12 @@ def test_confusion_rows_are_labels_and_255_counts_nowhere():
     assert matrix([[0, 1, 255]], [[1, 1, 2]], 3).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_confusion_of_small_whole_numbers_does_not_overflow():
+    label, prediction = torch.tensor([30, 255], dtype=torch.uint8), torch.tensor([9, 9], dtype=torch.uint8)
+    counts = metrics.confusion_matrix(prediction, label, 81)
+    assert counts.sum() == 1 and counts[30, 9] == 1
+
+
 def test_absent_class_is_left_out_and_invented_class_is_zero():
     iou = metrics.iou_per_class(matrix([[0, 0, 1, 1]], [[0, 0, 1, 2]], 4))
     assert iou[:3].tolist() == [1.0, 0.5, 0.0] and np.isnan(iou[3])

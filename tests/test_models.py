@@ -73,6 +73,18 @@ def test_preprocess_is_imagenet_normalisation():
     torch.testing.assert_close(sl.preprocess(images)[0, :, 1, 1], expected)
 
 
+@pytest.mark.parametrize("classes", [1, 16, 17, 150])
+def test_label_map_is_the_largest_of_the_upsampled_logits(classes):
+    logits = torch.randn(2, classes, 5, 7, generator=torch.Generator().manual_seed(0)).round()  # with ties
+    expected = sl.models.upsample(logits, (20, 28)).argmax(1)
+    assert torch.equal(sl.models.label_map(logits, (20, 28)), expected)
+
+
+def test_predicted_labels_may_be_changed():
+    labels = sl.create_model("segformer_b0", 3).predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    labels[0, 0, 0] = 255
+
+
 def test_predict_accepts_bytes_or_normalised_and_keeps_the_mode():
     model = sl.create_model("segformer_b0", 7).train()
     images = torch.randint(0, 256, (2, 3, 48, 56), dtype=torch.uint8)

@@ -59,6 +59,14 @@ def test_any_size_from_32_trains_and_predicts(name, size):
     assert labels.shape == (2, *size) and labels.dtype == torch.int64 and model.training
 
 
+def test_one_picture_a_batch_cannot_train_a_mean_over_the_image():
+    for name in ("pspnet", "deeplabv3plus"):
+        model = sl.create_model(name, 3)
+        with pytest.raises(ValueError, match="at least 2 pictures a batch"):
+            model.train()(torch.zeros(1, 3, 64, 64))
+        assert model.eval()(torch.zeros(1, 3, 64, 64)).shape[:2] == (1, 3)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_encoder_gives_its_stages_finest_first(name):
     model = sl.create_model(name, 5).eval()

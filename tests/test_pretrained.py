@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import segformer_lite as sl
 from segformer_lite.cli import main
-from segformer_lite.cli_look import predict_labels
+from segformer_lite.evaluation import predict_labels
 from segformer_lite.models import SegFormer, checkpoints, layouts
 
 transformers = pytest.importorskip("transformers", reason="the peer of these tests")

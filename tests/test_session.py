@@ -36,6 +36,8 @@ def test_full_mode_shows_the_newest_finished_run_of_the_preset(tmp_path, monkeyp
         (runs / name / "config.json").write_text(json.dumps({"name": preset}))
         (runs / name / "report.json").write_text("{}")
         os.utime(runs / name / "report.json", (1000 - age, 1000 - age))
+    (runs / "e").mkdir()
+    (runs / "e" / "report.json").write_text("{}")  # of a network from elsewhere: `evaluate --out`
     (runs / "d").mkdir()
     (runs / "d" / "config.json").write_text(json.dumps({"name": "report-coco"}))  # begun, not finished
     assert full.newest_run("report-coco") == runs / "b"

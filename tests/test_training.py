@@ -1,8 +1,8 @@
 """Loss, schedule, the loop: resuming to the same numbers, files that are whole or absent, comparisons."""
 
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 import segformer_lite as sl
 from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, losses, segmentation_loss
+from segformer_lite.training.device import choose_device
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
 
 
@@ -189,6 +190,40 @@ def test_resume_refuses_other_settings_and_a_second_run_in_one_folder(sample, tm
         sl.train(first, progress=False)
 
 
+def test_a_run_goes_on_where_another_precision_was_used(sample, tmp_path):
+    first = config(sample, tmp_path / "run", precision="auto", steps=2)
+    sl.train(first, progress=False)
+    content = checkpoint.load_checkpoint(tmp_path / "run" / checkpoint.CHECKPOINT)
+    assert content["scaler"] == {}  # as a CPU leaves it; a GPU without bf16 has a scaler with numbers
+    trainer = loop.Training.__new__(loop.Training)
+    model = sl.create_model("segformer_b0", 11)
+    trainer.folder, trainer.settings, trainer.model = tmp_path / "run", content["settings"], model
+    trainer.optimizer = make_optimizer(model, first.lr)
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    trainer._resume()
+    assert trainer.done == 2
+
+
+def test_settings_in_a_file_are_those_that_are_read_back(tmp_path):
+    options = {"rates": (1, 2, 3), "ffn": partial(sl.MixFFN), "attention": sl.EfficientSelfAttention}
+    settings = sl.TrainConfig(data=tmp_path, model_options=options).as_dict()
+    assert settings == json.loads(json.dumps(settings))
+    assert settings["data"] == str(tmp_path) and settings["model_options"]["rates"] == [1, 2, 3]
+    assert settings["model_options"]["ffn"] == "own class partial"
+
+
+def test_a_presets_options_stay_as_they_are():
+    sl.TrainConfig.preset("report-coco").data_options["limit"] = 5
+    assert sl.TrainConfig.preset("report-coco").data_options["limit"] == 50_000
+
+
+def test_pictures_are_kept_in_memory_only_where_every_process_has_room():
+    from segformer_lite.training.batches import MEMORY_LIMIT, Resized
+
+    count = int(0.6 * MEMORY_LIMIT / (96**2 * 4 * 4 / 3))
+    assert Resized(range(count), 96, 0).keep and not Resized(range(count), 96, 0, copies=2).keep
+
+
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "pickle"])
 def test_a_broken_checkpoint_is_one_line_and_nothing_is_lost(sample, tmp_path, damage):
     settings = config(sample, tmp_path / "run", steps=2)
@@ -269,9 +304,8 @@ def test_compare_trains_each_seed_once_and_tells_means(sample, tmp_path):
 
 
 def test_compare_under_torchrun_is_one_line(monkeypatch, tmp_path):
-    """There the first process alone has a report; the others must not fail without a word."""
-    run = loop.Run(tmp_path, sl.TrainConfig(), [], sl.create_model("segformer_b0", 3), report=None)
-    monkeypatch.setattr(sys.modules[sl.compare.__module__], "train", lambda *arguments: run)
+    """There the first process alone has a report; said before anything is trained."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     with pytest.raises(ValueError, match="start it without torchrun$"):
         sl.compare({"a": sl.TrainConfig()}, folder=tmp_path, progress=False)
 
@@ -285,6 +319,12 @@ def test_settings_are_checked_in_words():
         sl.TrainConfig(precision="int8")
     with pytest.raises(ValueError, match="at least 32"):
         sl.TrainConfig(size=16)
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "xpu", "meta", "gpu", "mps:7"])
+def test_a_device_that_is_not_there_is_named_with_those_that_are(device):
+    with pytest.raises(ValueError, match=f"torch finds no device '{device}' on this machine; it has cpu"):
+        choose_device(device)
 
 
 def test_report_presets_are_the_reports_settings():

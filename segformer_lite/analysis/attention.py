@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models import EfficientSelfAttention, preprocess
+from ..models import EfficientSelfAttention, device_of, preprocess
 
 
 def find_attention(model: nn.Module, block: str) -> EfficientSelfAttention:
@@ -66,7 +66,8 @@ def _input_of(module: nn.Module, model: nn.Module, image: Tensor) -> Tensor:
     was_training = model.training
     model.eval()
     try:
-        model(preprocess(image[None]) if image.dtype == torch.uint8 else image[None])
+        x = preprocess(image[None]) if image.dtype == torch.uint8 else image[None]
+        model(x.to(device_of(model)))
     finally:
         hook.remove()
         model.train(was_training)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.metrics import confusion_matrix, iou_per_class
-from ..models import MixTransformer, Segmenter
+from ..models import MixTransformer, Segmenter, device_of
 from ..models.variants import Padding, set_padding
 
 
@@ -33,7 +33,7 @@ def constant_features(encoder: nn.Module, size: int = 256) -> list[Tensor]:
     was_training = encoder.training
     encoder.eval()
     try:
-        return [f[0] for f in encoder(torch.ones(1, 3, size, size))]
+        return [f[0].cpu() for f in encoder(torch.ones(1, 3, size, size, device=device_of(encoder)))]
     finally:
         encoder.train(was_training)
 
@@ -137,7 +137,7 @@ def iou_by_border_distance(model: Segmenter, dataset, edges: Sequence[int]) -> n
     confusion = torch.zeros(len(edges) - 1, count, count, dtype=torch.int64)
     for i in range(len(dataset)):
         image, label = (item.as_subclass(Tensor) for item in dataset[i])
-        prediction, distance = model.predict(image[None])[0], border_distance(*label.shape)
+        prediction, distance = model.predict(image[None])[0].cpu(), border_distance(*label.shape)
         for band, (near, far) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
             inside = (distance >= near) & (distance < far)
             confusion[band] += confusion_matrix(prediction[inside], label[inside], count, dataset.ignore_index)

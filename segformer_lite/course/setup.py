@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import course_folder
+from ..data import runs_folder
 from ..show import use_style
 
 
@@ -32,10 +32,12 @@ class Session:
 
     def newest_run(self, preset: str) -> Path | None:
         """The folder of a preset's newest finished run; None where there is none yet, and always in fast mode."""
-        runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or course_folder() / "runs")
-        reports = [path for path in runs.glob("*/report.json")
-                   if json.loads(path.with_name("config.json").read_text(encoding="utf-8")).get("name") == preset]
-        return max(reports, key=lambda path: path.stat().st_mtime).parent if self.full and reports else None
+        if not self.full:
+            return None
+        folders = [path.parent for path in runs_folder().glob("*/config.json")
+                   if json.loads(path.read_text(encoding="utf-8")).get("name") == preset]
+        finished = [folder / "report.json" for folder in folders if (folder / "report.json").is_file()]
+        return max(finished, key=lambda path: path.stat().st_mtime).parent if finished else None
 
 
 def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:

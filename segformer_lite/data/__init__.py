@@ -4,7 +4,7 @@ import inspect
 import os
 from pathlib import Path
 
-from .base import SegmentationDataset, course_folder, default_palette, read_image
+from .base import SegmentationDataset, course_folder, default_palette, read_image, runs_folder
 from .batch_transforms import BatchAugmentation
 from .chest_ct import ChestCT
 from .coco import CocoSegmentation
@@ -30,6 +30,7 @@ __all__ = [
     "pack_dataset",
     "read_image",
     "resize_short_side",
+    "runs_folder",
 ]
 
 NAMED = {
@@ -50,7 +51,7 @@ def open_dataset(data: str | Path, split: str = "train", **options) -> Segmentat
 
     Args:
         data: a folder, or "sample-coco", "sample-chest-ct" (made on first use), "coco", "chest_ct": these
-            live under SEGFORMER_LITE_DATA, else ./data.
+            live under SEGFORMER_LITE_DATA, else in data/ of the course's folder.
         split: "train" or "val".
         options: what the data set takes besides: `CocoSegmentation`, `ChestCT`, `FolderSegmentation` or
             `PackedSegmentation`.

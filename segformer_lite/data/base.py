@@ -23,6 +23,11 @@ def course_folder() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "course.py").is_file()), here)
 
 
+def runs_folder() -> Path:
+    """Where trained networks go: SEGFORMER_LITE_RUNS, else runs/ of the course's folder."""
+    return Path(os.environ.get("SEGFORMER_LITE_RUNS") or course_folder() / "runs")
+
+
 class SegmentationDataset(Dataset, ABC):
     """Images with a class per pixel: `dataset[i]` is (Image uint8 (3, H, W), Mask int64 (H, W)).
 

@@ -79,7 +79,8 @@ class CocoSegmentation(SegmentationDataset):
         content = read_instances(self.json_path)
 
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        known = [category["name"] for category in categories]
+        # Categories of one name are one class, and one called background is label 0.
+        known = [name for name in dict.fromkeys(c["name"] for c in categories) if name != "background"]
         chosen = known if classes is None else choose_names(classes, known, self.json_path)
         self.classes = ["background", *chosen]
         self.palette = default_palette(len(self.classes))

@@ -10,14 +10,17 @@ SIZE_BINS = {"small": (0.0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03,
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Pixels by (label, prediction): int64 (K, K). Pixels labelled `ignore_index` are left out of both."""
+    """Pixels by (label, prediction), two maps of whole numbers of one shape: int64 (K, K).
+
+    Pixels labelled `ignore_index` are left out of both.
+    """
     valid = label != ignore_index
-    pairs = num_classes * label[valid] + prediction[valid]
+    pairs = num_classes * label[valid].long() + prediction[valid]  # a uint8 would start again at 256
     return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class: I / (P + L - I); NaN where neither label nor prediction has it.
+    """Intersection over union of each class, (K, K) -> (K,): I / (P + L - I); NaN where neither map has it.
 
     A class that is predicted somewhere but labelled nowhere counts as 0.
     """
@@ -27,7 +30,7 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
 
 def dice_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Dice coefficient of each class: 2 I / (P + L) = 2 IoU / (1 + IoU); NaN as in `iou_per_class`."""
+    """Dice coefficient of each class, (K, K) -> (K,): 2 I / (P + L) = 2 IoU / (1 + IoU); NaN as in `iou_per_class`."""
     with np.errstate(invalid="ignore"):
         return 2 * np.diag(confusion) / (confusion.sum(0) + confusion.sum(1))
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
 from ..files import beside
-from ..models import Segmenter, preprocess, upsample
+from ..models import Segmenter, device_of, label_map, preprocess, upsample
 from . import metrics
 
 LONGEST = 32  # times its short side is a picture's long side at most
@@ -121,13 +121,13 @@ def _nan_to_none(value):
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def aligned_size(height: int, width: int, short_side: int, multiple: int = 32) -> tuple[int, int]:
+def aligned_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """Size with the short side `short_side` px, the aspect kept, both sides rounded to multiples of 32.
 
     At such sizes every token becomes a key: reduction drops none. Source: the released test settings.
     """
     scale = short_side / min(height, width)
-    height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    height, width = (max(32, round(side * scale / 32) * 32) for side in (height, width))
     return height, width
 
 
@@ -146,6 +146,13 @@ def resize_for_model(image: Tensor, short_side: int | None) -> Tensor:
 
 
 @torch.inference_mode()
+def predict_labels(model: Segmenter, image: Tensor, size: int) -> np.ndarray:
+    """Label map (H, W) of one uint8 image (3, H, W), seen by the network at short side `size`, as in training."""
+    logits = model(preprocess(resize_for_model(image, size)[None].to(device_of(model))))
+    return label_map(logits.float(), image.shape[-2:])[0].cpu().numpy().astype(np.uint8)
+
+
+@torch.inference_mode()
 def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int = 8, progress: bool = True) -> Report:
     """Compare a network's label maps with a data set's, at the labels' own resolution.
 
@@ -161,7 +168,7 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
     report = Report(list(dataset.classes), np.zeros((num_classes, num_classes), np.int64),
                     np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 5), np.int64),
                     [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
-    device = next(model.parameters()).device
+    device = device_of(model)
     was_training = model.training
     model.eval()
     try:

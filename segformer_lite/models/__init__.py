@@ -5,9 +5,9 @@ from .cnn import FCN8s, SegNet, UNet
 from .registry import create_model, list_models
 from .resnet import DeepLabV3Plus, PSPNet, ResNet
 from .segformer import MixTransformer, MLPDecoder, SegFormer
-from .segmenter import Segmenter, interpolation, preprocess, upsample
+from .segmenter import Segmenter, device_of, interpolation, label_map, preprocess, upsample
 from .vit import SETR, ViT
 
 __all__ = ["SETR", "DeepLabV3Plus", "EfficientSelfAttention", "FCN8s", "MLPDecoder", "MixFFN", "MixTransformer",
            "OverlapPatchEmbed", "PSPNet", "ResNet", "SegFormer", "SegNet", "Segmenter", "TransformerBlock", "UNet",
-           "ViT", "create_model", "interpolation", "list_models", "preprocess", "upsample"]
+           "ViT", "create_model", "device_of", "interpolation", "label_map", "list_models", "preprocess", "upsample"]

@@ -87,7 +87,10 @@ class MixFFN(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Skip a residual branch for whole samples while training, with probability `rate`; rescale the rest."""
+    """Skip a residual branch for whole samples while training, with probability `rate`; rescale the rest.
+
+    (B, H, W, C) -> same. Source: stochastic depth, Huang et al. 2016.
+    """
 
     def __init__(self, rate: float):
         super().__init__()

@@ -67,6 +67,12 @@ class ResNet(nn.Module):
         return features
 
 
+def require_pair(module: nn.Module, x: Tensor) -> None:
+    """Raises ValueError for one picture in training: its mean is one number a channel, which has no spread."""
+    if module.training and len(x) == 1:
+        raise ValueError("this network's image-level mean needs at least 2 pictures a batch to train: raise batch_size")
+
+
 class PyramidPooling(nn.Module):
     """The map's means over 1x1, 2x2, 3x3 and 6x6 bins, each embedded, upsampled and set beside the map.
 
@@ -97,6 +103,7 @@ class PSPDecoder(nn.Module):
         self.apply(init_he)
 
     def forward(self, features: list[Tensor]) -> Tensor:
+        require_pair(self, features[-1])
         return self.classify(self.dropout(self.fuse(self.pyramid(features[-1]))))
 
 
@@ -132,6 +139,7 @@ class ASPP(nn.Module):
         self.project = conv_bn_relu((len(rates) + 2) * dim, dim, kernel=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        require_pair(self, x)
         image = self.image(x).expand(-1, -1, *x.shape[-2:])
         return self.project(torch.cat([*(branch(x) for branch in self.branches), image], dim=1))
 

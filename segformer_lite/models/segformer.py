@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import EfficientSelfAttention, MixFFN, OverlapPatchEmbed, TransformerBlock
-from .segmenter import SMALLEST_SIDE, Segmenter, upsample
+from .segmenter import Segmenter, require_size, upsample
 
 
 class Variant(NamedTuple):
@@ -73,9 +73,7 @@ class MixTransformer(nn.Module):
         self.apply(init_weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if min(x.shape[-2:]) < SMALLEST_SIDE:
-            raise ValueError(f"the image is {x.shape[-2]} x {x.shape[-1]} px, but SegFormer needs at least "
-                             f"{SMALLEST_SIDE} px a side: four stages divide it by 32; enlarge it first")
+        require_size(x)
         features = []
         for stage in self.stages:
             x = stage(x)

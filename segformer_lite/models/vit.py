@@ -90,6 +90,7 @@ class SETR(Segmenter):
     Source: Zheng et al. 2021, sections 3.2, 3.3. Unlike there: 5 layers of 128 channels in 2 heads, not 24 of 1024
     in 16; patches of 8 px, not 16, so that a 96-px picture has 12 x 12 tokens and not 6 x 6 (the paper's 768 px
     give 48 x 48); 32 decoder channels, not 256, and as many doublings as `patch` needs; no auxiliary heads.
+    Raises ValueError where `patch` is no power of 2.
     """
 
     def __init__(self, num_classes: int, patch: int = 8):

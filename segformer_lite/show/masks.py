@@ -65,13 +65,13 @@ def difference(prediction, label) -> np.ndarray:
     return kinds.astype(np.uint8)
 
 
-def grey(image, contrast: float = 0.6) -> np.ndarray:
+def grey(image) -> np.ndarray:
     """The image (H, W, 3) uint8 without colour, pale: ground on which black and colours that mean something stand out.
 
-    contrast: what black and white keep of their distance.
+    Black and white keep 0.6 of their distance.
     """
     luminance = as_picture(image) @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((255 - (255 - luminance) * contrast).round()[..., None], 3, axis=2).astype(np.uint8)
+    return np.repeat((255 - (255 - luminance) * 0.6).round()[..., None], 3, axis=2).astype(np.uint8)
 
 
 def heat(values, lowest: float = 0.0, highest: float = 1.0) -> np.ndarray:
@@ -161,7 +161,7 @@ def decades_below(field, decades: float = 3.0) -> np.ndarray:
     return np.log10(np.maximum(field / field.max(), 10**-decades))
 
 
-def field_figure(image, field, pixel: tuple[int, int], sides: Mapping[str, int], title: str = "", decades: float = 3.0,
+def field_figure(image, field, pixel: tuple[int, int], sides: Mapping[str, int], title: str = "",
                  width: float = 3.2, path: str | Path | None = None) -> Figure:
     """A receptive field beside its picture, a cross on the pixel and squares of known sides around it on both.
 
@@ -172,7 +172,7 @@ def field_figure(image, field, pixel: tuple[int, int], sides: Mapping[str, int],
     height = width * picture.shape[0] / picture.shape[1]
     fig, (left, right) = plt.subplots(1, 2, layout="constrained", figsize=(2 * width + 0.7, height + 1))
     left.imshow(picture)
-    draw_field(right, field, decades)
+    draw_field(right, field)
     limits = left.get_xlim(), left.get_ylim()
     seen_on_all, styles = [withStroke(linewidth=3, foreground="black")], ("-", "--", ":", "-.")
     for ax in (left, right):

@@ -97,23 +97,12 @@ def fewer_colours(picture: Image.Image, colours: int) -> Image.Image:
     return result
 
 
-def grid(
-    pictures: Sequence,
-    titles: Sequence[str] = (),
-    columns: int = 4,
-    cell: float = 1.7,
-    shared: bool = False,
-    **imshow,
-) -> Figure:
+def grid(pictures: Sequence, titles: Sequence[str] = (), columns: int = 4, cell: float = 1.7, **imshow) -> Figure:
     """Small pictures side by side, each (H, W), (H, W, 3) or a tensor (3, H, W); returns the figure.
 
-    columns: pictures in a row. cell: inches per picture. shared: one colour scale for all (H, W) pictures.
-    Further arguments go to `imshow`.
+    columns: pictures in a row. cell: inches per picture. Further arguments go to `imshow`.
     """
     arrays = [as_picture(p) for p in pictures]
-    if shared:
-        flat = [a for a in arrays if a.ndim == 2]
-        imshow = {"vmin": min(a.min() for a in flat), "vmax": max(a.max() for a in flat), **imshow}
     columns = min(columns, len(arrays))
     rows = math.ceil(len(arrays) / columns)
     aspect = arrays[0].shape[0] / arrays[0].shape[1]

@@ -28,10 +28,11 @@ def mix(*numbers: int) -> int:
 class Resized(Dataset):
     """Items of `dataset` resized to `short_side` px, each with the chances that its position in the run gives it."""
 
-    def __init__(self, dataset, short_side: int, seed: int):
+    def __init__(self, dataset, short_side: int, seed: int, copies: int = 1):
         self.dataset, self.short_side, self.seed = dataset, short_side, seed
         self.kept: dict[int, tuple] = {}
-        self.keep = len(dataset) * short_side**2 * 4 * 4 / 3 < MEMORY_LIMIT  # image and label of a 4:3 picture
+        # Image and label of a 4:3 picture; each of `copies` processes keeps its own.
+        self.keep = copies * len(dataset) * short_side**2 * 4 * 4 / 3 < MEMORY_LIMIT
 
     def base(self, index: int) -> tuple[Tensor, Tensor]:
         """The item at base size; decoded once if all of them fit into memory."""
@@ -53,8 +54,8 @@ class Resized(Dataset):
 class Augmented(Resized):
     """Items resized and augmented; the position in the run seeds the augmentation."""
 
-    def __init__(self, dataset, short_side: int, size: int, augment: str, seed: int):
-        super().__init__(dataset, short_side, seed)
+    def __init__(self, dataset, short_side: int, size: int, augment: str, seed: int, copies: int = 1):
+        super().__init__(dataset, short_side, seed, copies)
         self.transform = augmentation(augment, size)
 
     def __getitem__(self, position_and_index: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -101,8 +102,9 @@ def load(dataset, order: StepBatches, config: TrainConfig, device: torch.device)
     """The augmented batches of a run: images uint8 (B, 3, size, size), labels int64 (B, size, size), on a CUDA device
     if `device` is one, else on the CPU."""
     on_device = augments(device)
-    items = (Resized(dataset, config.short_side, config.seed) if on_device else
-             Augmented(dataset, config.short_side, config.size, config.augment, config.seed))
+    copies = max(1, config.workers) * order.processes
+    items = (Resized(dataset, config.short_side, config.seed, copies) if on_device else
+             Augmented(dataset, config.short_side, config.size, config.augment, config.seed, copies))
     loader = DataLoader(items, batch_sampler=order, num_workers=config.workers, worker_init_fn=leave_ctrl_c,
                         pin_memory=device.type == "cuda", persistent_workers=config.workers > 0,
                         collate_fn=on_canvas if on_device else None)

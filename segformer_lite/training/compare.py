@@ -1,13 +1,13 @@
 """Every ablation of the course is one call: the same settings but for one thing, several seeds, a table."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
-from ..files import beside
+from ..data import runs_folder
 from ..show.curves import bars
 from .checkpoint import CHECKPOINT
 from .config import TrainConfig
@@ -35,11 +35,6 @@ class Comparison:
         seeds = max(map(len, self.results.values()))
         return bars(self.values(metric), f"{metric} (bar: mean, line: sd, dots: {seeds} seeds)")
 
-    def save(self, path: str | Path) -> None:
-        """Write the results as JSON. Raises OSError where `path` cannot be written."""
-        with beside(path) as part:
-            part.write_text(json.dumps(self.results, indent=1), encoding="utf-8")
-
     def __str__(self) -> str:
         columns = ("miou", "miou_foreground", "boundary_iou", "pixel_accuracy")
         width = max(map(len, self.results)) + 2
@@ -51,22 +46,25 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(configs: dict[str, TrainConfig], seeds: int = 3, folder: str | Path = "runs/compare",
+def compare(configs: dict[str, TrainConfig], seeds: int = 3, folder: str | Path | None = None,
             progress: bool = True) -> Comparison:
     """Train every config with seeds 0 to `seeds` - 1 and set the validation results side by side.
 
-    Arguments: `configs`: name -> settings (their `seed` and `folder` are replaced); `folder` gets one run each
-    under name/seed; a finished run of the same settings there is not trained again. Raises ValueError under torchrun.
+    Arguments: `configs`: name -> settings (their `seed` and `folder` are replaced); `folder` (default: compare/ beside
+    other runs) gets one run each under name/seed; a finished run of the same settings there is not trained again.
+    Raises ValueError under torchrun.
     """
+    if torch.distributed.is_torchelastic_launched():
+        raise ValueError("compare trains one run after the other in one process: start it without torchrun")
+    folder = Path(folder or runs_folder() / "compare")
     results: dict[str, list[dict[str, float]]] = {}
     for name, config in configs.items():
         results[name] = []
         for seed in range(seeds):
-            place = Path(folder) / name / str(seed)
+            place = folder / name / str(seed)
             resume = place if (place / CHECKPOINT).exists() else None
             run = train(replace(config, seed=seed, folder=str(place)), resume, progress)
-            if run.report is None:  # as in all of several processes but the first
-                raise ValueError("compare trains one run after the other in one process: start it without torchrun")
+            assert run.report is not None  # it is the only process
             parameters = sum(p.numel() for p in run.model.parameters())
             recalls = {f"recall_{size}": bin["recall"] for size, bin in run.report.per_size.items()}
             results[name].append({**run.report.summary(), **recalls, "parameters": parameters})

@@ -1,7 +1,9 @@
 """What a training run is: every setting in one dataclass, and the named presets."""
 
+import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+import os
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import get_args
 
@@ -30,10 +32,12 @@ class TrainConfig:
     `steps` optimiser steps of `batch_size` images, those of all processes together; `epochs`,
     when given, sets the steps.
     `class_weights`, one for each class, and `dice_weight` change the loss (see `segmentation_loss`).
-    `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; gradients
-    are clipped to norm `clip`. `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
+    `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; AdamW's
+    `weight_decay`; gradients are clipped to norm `clip`; `seed` of weights, order and augmentation.
+    `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
     `eval_every` steps between validations (0: only at the end), `checkpoint_every` steps between checkpoints.
-    `workers`: processes that load data, for each GPU. `folder`: where the run goes (default runs/<date>-<name>).
+    `workers`: processes that load data, for each GPU. `folder`: where the run goes (default: <date>-<name> in the
+    course's runs/ or in SEGFORMER_LITE_RUNS). Raises ValueError for a setting out of its range.
     """
 
     data: str = "sample-coco"
@@ -65,6 +69,7 @@ class TrainConfig:
     folder: str | None = None
 
     def __post_init__(self):
+        self.data_options, self.model_options = dict(self.data_options), dict(self.model_options)  # not a preset's own
         self._require_numbers()
         for setting in ("size", "batch_size", "checkpoint_every"):
             if getattr(self, setting) < 1:
@@ -107,10 +112,10 @@ class TrainConfig:
 
     def as_dict(self) -> dict:
         """Plain values, for JSON; a learner's own class is kept as a note of its name."""
-        values = asdict(self)
-        values["model_options"] = {k: f"{OWN_CLASS}{v.__qualname__}" if callable(v) else v
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        values["model_options"] = {k: OWN_CLASS + getattr(v, "__qualname__", type(v).__name__) if callable(v) else v
                                    for k, v in self.model_options.items()}
-        return values
+        return json.loads(json.dumps(values, default=os.fspath))  # as a file gives it back: lists for tuples
 
 
 PRESETS = {

@@ -7,15 +7,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """The device to work on; "auto" takes CUDA, then the CPU (MPS only when asked for by name)."""
+    """The device to work on; "auto" takes CUDA, then the CPU (MPS only when asked for by name).
+
+    Raises ValueError for one that this machine, or this torch, does not have.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA GPU; use --device cpu")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
-        return torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"there is no device {device[:40]!r}: it is auto, cpu, cuda, cuda:1, ... or mps") from None
+        chosen = torch.device("meta")  # no machine has it
+    if (chosen.index or 0) >= there.get(chosen.type, 0):
+        raise ValueError(f"torch finds no device {device[:40]!r} on this machine; it has "
+                         + ", ".join(f"{kind}:{i}" if i else kind for kind, n in there.items() for i in range(n)))
+    return chosen
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The training loop: batches by step, one optimiser step each, a log, checkpoints, a network at the end.
 
-A run may be cut anywhere, by Ctrl-C, a full disk or a power cut: its last checkpoint is whole, and a run resumed from
+A run may be cut anywhere, by Ctrl-C, a full disk or a kill: its last checkpoint is whole, and a run resumed from
 there gives the same numbers as one that was never cut.
 """
 
@@ -74,7 +74,7 @@ def new_folder(config: TrainConfig) -> Path:
     if config.folder:
         return Path(config.folder)
     name = config.name or f"{Path(config.data).name}-{config.model}"
-    runs = Path(os.environ.get("SEGFORMER_LITE_RUNS") or data.course_folder() / "runs")
+    runs = data.runs_folder()
     folder, number = runs / f"{date.today()}-{name}", 2
     while folder.exists():
         folder, number = runs / f"{date.today()}-{name}-{number}", number + 1
@@ -182,8 +182,7 @@ class Training:
             description |= {"palette": self.train_set.palette.tolist(), "size": self.config.short_side}
             checkpoint.save_model(self.model, self.folder / checkpoint.WEIGHTS, description)
             report = evaluate(self.model, self.val_set, self.config.short_side, progress=self.progress)
-            with writing(self.folder / "report.json"):
-                report.save(self.folder / "report.json")
+            report.save(self.folder / "report.json")
             draw_loss(self.folder, self.history)
         distributed.from_first()
         return Run(self.folder, self.config, self.history, self.model.eval(), report)
@@ -233,7 +232,7 @@ class Training:
         """Load the folder's checkpoint into model and optimiser; take its step, and the log up to there."""
         content = checkpoint.load_checkpoint(self.folder / checkpoint.CHECKPOINT)
         old = {**TrainConfig().as_dict(), **content["settings"]}  # a setting that is younger than the run: its default
-        free = {"workers", "device", "folder", "name", "checkpoint_every"}  # these change no number
+        free = {"workers", "device", "folder", "name", "checkpoint_every"}  # may differ; a device's rounding does, too
         changed = [key for key in self.settings if key not in free and self.settings[key] != old.get(key)]
         if changed:
             key = changed[0]
@@ -241,7 +240,8 @@ class Training:
                              f"{_short(self.settings[key])}: resume with the same settings, or start a new run")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty where the device before needed none
+            self.scaler.load_state_dict(content["scaler"])
         self.done = content["step"]
         self.history = checkpoint.read_log(self.folder / checkpoint.LOG, self.done)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
+from ..data.transforms import resize
 from ..evaluation import resize_for_model
 from ..files import beside
-from ..models import Segmenter
+from ..models import Segmenter, device_of
 from ..show.curves import loss_curve
 from ..show.masks import comparison
 
@@ -21,12 +21,12 @@ def draw_loss(folder: Path, history: list[dict]) -> None:
 
 def draw_preview(folder: Path, model: Segmenter, dataset, size: int, count: int = 3) -> None:
     """Write preview.png: input | prediction | label of `count` images spread over a data set, at the network's size."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     images, predictions, labels = [], [], []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
         image, label = dataset[index]
         images.append(resize_for_model(image, size).as_subclass(Tensor))
         predictions.append(model.predict(images[-1][None].to(device))[0].cpu())
-        labels.append(TF.resize(label, list(images[-1].shape[-2:])))
+        labels.append(resize(label, *images[-1].shape[-2:]))
     with beside(folder / "preview.png") as part:
         comparison(images, predictions, labels, dataset.classes, dataset.palette, width=2.4, path=part)

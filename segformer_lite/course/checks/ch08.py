@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ...data import ChestCT
+from ...data.sample import run_lengths as _run_lengths
 from .expect import likely, same, true
 
 
@@ -30,13 +31,6 @@ def run_lengths(function) -> None:
                  "the last run is missing": wanted[:-1]}
         _compare(got, wanted, f"my_run_lengths of the mask {mask.astype(int).tolist()}", slips)
     print("my_run_lengths: correct, also for masks that begin with a one, and for empty and full ones.")
-
-
-def _run_lengths(mask: np.ndarray) -> list[int]:
-    flat = mask.T.ravel()
-    ends = np.flatnonzero(np.diff(flat)) + 1
-    lengths = np.diff([0, *ends, flat.size]).tolist()
-    return [0, *lengths] if flat[0] else lengths
 
 
 def paint(function) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from ...evaluation.metrics import connected_components
+from ...evaluation.metrics import connected_components, iou_per_class
 from ...training import TrainConfig, class_weights
 from .expect import number, same, true
 
@@ -126,27 +126,22 @@ class _Drawn:
         return label.byte().expand(3, -1, -1), label
 
 
-def _iou(confusion: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
-
-
 def _mean_iou(confusion: np.ndarray, background: bool) -> float:
-    return float(np.nanmean(_iou(confusion)[0 if background else 1:]))
+    return float(np.nanmean(iou_per_class(confusion)[0 if background else 1:]))
 
 
 def _slips(confusion: np.ndarray, background: bool) -> dict[str, float]:
     """Typical mistakes of `mean_iou` and the number that each gives."""
     kept = slice(0 if background else 1, None)
     label, prediction, hit = confusion.sum(1), confusion.sum(0), np.diag(confusion)
-    iou, only_objects = _iou(confusion), np.vstack([0 * confusion[:1], confusion[1:]])
+    iou, only_objects = iou_per_class(confusion), np.vstack([0 * confusion[:1], confusion[1:]])
     false_alarms = "and false alarms with them: leave class 0 out of the mean, not out of the counts"
     return {
         "0 / 0 of a class that is nowhere: leave it out of the mean": math.nan,
         "the background was counted (class 0 is for `background=True`)": np.nanmean(iou),
         "the background was left out": np.nanmean(iou[1:]),
         f"pixels labelled background were thrown away, {false_alarms}": _mean_iou(only_objects, background),
-        f"row and column of the background were cut off, {false_alarms}": np.nanmean(_iou(confusion[1:, 1:])),
+        f"row and column of the background were cut off, {false_alarms}": np.nanmean(iou_per_class(confusion[1:, 1:])),
         "a class that is nowhere counts as 0: leave it out": np.nan_to_num(iou)[kept].mean(),
         "a class that is predicted but not labelled has IoU 0, it is not left out": iou[kept][label[kept] > 0].mean(),
         "this is the mean recall, I / L: what is predicted wrongly belongs to the union too":

@@ -154,7 +154,6 @@ def calm_prediction(function) -> None:
         true(not touched, f"{mode}: batch norm's statistics have changed; is net.eval() missing?")
         true(isinstance(got, torch.Tensor) or got is None, f"{mode}: expected a tensor, got {type(got).__name__}")
         logits = net.eval()(images)
-        net.train(net.training)
         same(got, wanted, mode, (("logits: the label is the argmax over the classes, axis 1", logits.detach()),
                                  ("argmax over the wrong axis: the classes are axis 1", logits.argmax(-1)),
                                  ("probabilities: take the argmax over axis 1", logits.softmax(1).detach())))
