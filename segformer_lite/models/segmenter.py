@@ -18,9 +18,8 @@ def preprocess(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"preprocess wants uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    # Sent without waiting for what a GPU has still to do.
-    mean, std = (torch.tensor(values).view(3, 1, 1).to(images.device, non_blocking=True) * 255
-                 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
     # A plain tensor (not a tv_tensors.Image), channels last: the layout in which every block works without copies.
     images = images.as_subclass(Tensor).float()
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
