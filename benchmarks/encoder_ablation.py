@@ -54,7 +54,7 @@ def configs(steps: int) -> dict[str, sl.TrainConfig]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per network")
+    parser.add_argument("--seeds", type=int, default=6, help="runs per network")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
 

@@ -976,7 +976,7 @@ print(f"B2, F4 only: {parameters(model) / 1e6:.1f} M, {macs(model, 512) / 1e9:.1
 # can tell. On ADE20K, with B2, it prints 43.1 mIoU for $F_4$ alone and 45.4 for all four. In Table
 # 1a B1 is ahead of B0 by 42.2 to 37.4.
 #
-# And small, from scratch, on our sample? Three networks, three seeds each, otherwise alike; the
+# And small, from scratch, on our sample? Three networks, six seeds each, otherwise alike; the
 # script `benchmarks/encoder_ablation.py` has trained them with one call of `sl.compare`. Here is
 # what it left.
 
@@ -1007,7 +1007,7 @@ if path.exists():
     baseline, wider, last = table.results
     verdict(table, wider, baseline)
     verdict(table, baseline, last)
-    assert all(mean > 1 / 11 for mean, _ in table.mean_sd().values())  # "background" everywhere: less
+    assert all(mean > 0.08 for mean, _ in table.mean_sd().values())  # "background" everywhere gives 0.071
 
 # %% [markdown]
 # Each bar is a mean over seeds, each dot one seed. Read them with two things in mind. The pictures
