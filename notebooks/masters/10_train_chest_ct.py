@@ -624,8 +624,8 @@ show.figure(fig, alt=(
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B**, in the main: the smallest pieces are missed most, the largest hardly ever, and the three
-# kinds between differ little. The smallest pieces come in pairs: they are the main bronchi below
+# **B**, in the main: the smallest pieces are missed most, the largest least, and the three kinds
+# between lie between, in no order. The smallest pieces come in pairs: they are the main bronchi below
 # the fork, which the labels call trachea as well.
 #
 # </details>
@@ -895,7 +895,7 @@ for kind in SEVERITIES:
 # The first number is the price, on slices as they are; the others are the gain. Against darker
 # pictures colours help, in every run, even beyond the 32 grey values that training moves them by.
 # Against brighter and noisier ones the plain network loses little, so there is little to win.
-# Against flatter ones they don't help, although contrast is changed in training as well. *Why?*
+# Against flatter ones they don't help in the mean, although contrast is changed in training as well. *Why?*
 # Photometric distortion *multiplies* the grey values: black air stays black. A wider window lifts
 # air to grey. Both are called contrast, and to the network they are two different things. **Augment
 # with what your scanner does, not with what has the right name:** for CT that is the window itself,
