@@ -27,6 +27,7 @@ import segformer_lite as sl
 from segformer_lite.data import BatchAugmentation, augmentation
 from segformer_lite.data.batch_transforms import chances, on_canvas
 from segformer_lite.training.batches import augments, mix
+from segformer_lite.training.config import COMPILE_MODES
 from segformer_lite.training.device import choose_device, choose_precision
 from segformer_lite.training.loop import train_step
 
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps that are timed")
     parser.add_argument("--pictures", type=int, default=512, help="different pictures in memory")
     parser.add_argument("--batch-size", type=int, help="default: each preset's own")
-    parser.add_argument("--compile", metavar="MODE", choices=["default", "reduce-overhead", "max-autotune"],
+    parser.add_argument("--compile", metavar="MODE", choices=COMPILE_MODES,
                         help="networks through torch.compile, in its mode of this name")
     parser.add_argument("--cards", type=float, nargs="*", default=[], help="GB of smaller cards to stand in for")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")

@@ -21,7 +21,7 @@ from .files import beside
 from .models import Segmenter, device_of
 from .show import masks
 from .training import PRESETS, TrainConfig, train
-from .training.config import require_own_classes
+from .training.config import COMPILE_MODES, require_own_classes
 
 SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "data": "a folder, or sample-coco, sample-chest-ct, coco, chest_ct",
@@ -40,6 +40,7 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "warmup": "steps of rising learning rate",
     "precision": "auto, fp32, bf16 or fp16",
     "device": "auto, cpu, cuda, cuda:1, mps",
+    "compile": "torch.compile's mode: " + ", ".join(COMPILE_MODES),
     "seed": "of everything random",
     "eval_every": "steps between validations (0: at the end only)",
     "checkpoint_every": "steps between checkpoints",

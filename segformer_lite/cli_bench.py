@@ -18,6 +18,7 @@ from .files import beside
 from .models import SegFormer, preprocess
 from .show.curves import bar_panels
 from .training import TrainConfig, make_optimizer
+from .training.config import COMPILE_MODES
 from .training.device import choose_device
 from .training.loop import train_step
 
@@ -37,7 +38,7 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
     sub.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     sub.add_argument("--compile", nargs="?", const="default", metavar="MODE",
-                     choices=["default", "reduce-overhead", "max-autotune"],
+                     choices=COMPILE_MODES,
                      help="all networks through torch.compile, in its mode of this name (default: default)")
     sub.add_argument("--turns", type=int, default=7, help="times that each is measured; they take turns")
     sub.add_argument("--device", default="auto")

@@ -73,6 +73,17 @@ def test_preprocess_is_imagenet_normalisation():
     torch.testing.assert_close(sl.preprocess(images)[0, :, 1, 1], expected)
 
 
+def test_preprocess_makes_its_constants_once():
+    """To copy them to a GPU for every batch would wait for all that the GPU has still to do."""
+    with torch.inference_mode():
+        sl.preprocess(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with torch.profiler.profile() as profile:
+        x = sl.preprocess(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).requires_grad_()
+    assert not [event.name for event in profile.events() if event.name in ("aten::lift_fresh", "aten::detach_")]
+    sl.create_model("segformer_b0", 2)(x).sum().backward()  # made without autograd at first, they do not break it
+    assert x.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("classes", [1, 16, 17, 150])
 def test_label_map_is_the_largest_of_the_upsampled_logits(classes):
     logits = torch.randn(2, classes, 5, 7, generator=torch.Generator().manual_seed(0)).round()  # with ties

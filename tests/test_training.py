@@ -204,6 +204,37 @@ def test_a_run_goes_on_where_another_precision_was_used(sample, tmp_path):
     assert trainer.done == 2
 
 
+def test_a_compiled_run_gives_the_same_numbers_and_plain_files(sample, tmp_path, monkeypatch):
+    compile, modes = torch.compile, []
+
+    def without_a_compiler(network, mode):  # the same graphs, run by torch itself
+        modes.append(mode)
+        return compile(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    plain = sl.train(config(sample, tmp_path / "plain", steps=3), progress=False)
+    other = config(sample, tmp_path / "compiled", steps=3, compile="reduce-overhead")
+    compiled = sl.train(other, progress=False)
+    assert modes == ["reduce-overhead"]
+    for before, after in zip(plain.history, compiled.history, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-3)
+    assert list(sl.load_model(tmp_path / "compiled")[0].state_dict()) == list(plain.model.state_dict())
+    sl.train(replace(other, compile=None), resume=tmp_path / "compiled", progress=False)  # and goes on without
+
+
+def test_a_machine_without_a_compiler_is_one_line(sample, tmp_path, monkeypatch):
+    def fails(network, mode):
+        def backend(graph, inputs):
+            raise OSError("no C++ compiler found")
+
+        return compile(network, backend=backend)
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(ValueError, match="torch.compile does not work here .*no C.. compiler.*train without compile"):
+        sl.train(config(sample, tmp_path / "run", steps=1, compile="default"), progress=False)
+
+
 def test_settings_in_a_file_are_those_that_are_read_back(tmp_path):
     options = {"rates": (1, 2, 3), "ffn": partial(sl.MixFFN), "attention": sl.EfficientSelfAttention}
     settings = sl.TrainConfig(data=tmp_path, model_options=options).as_dict()
@@ -317,6 +348,8 @@ def test_settings_are_checked_in_words():
         sl.TrainConfig.preset("sample-coco", stepz=3)
     with pytest.raises(ValueError, match="precision"):
         sl.TrainConfig(precision="int8")
+    with pytest.raises(ValueError, match="compile is None or one of default, reduce-overhead"):
+        sl.TrainConfig(compile="fast")
     with pytest.raises(ValueError, match="at least 32"):
         sl.TrainConfig(size=16)
 

@@ -1,6 +1,7 @@
 """What every network in the course shares: how pictures go in and how label maps come out."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,17 @@ def preprocess(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"preprocess wants uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    mean, std = imagenet_statistics(images.device)
     # A plain tensor (not a tv_tensors.Image), channels last: the layout in which every block works without copies.
     images = images.as_subclass(Tensor).float()
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3, 1, 1) of values 0..255. Kept: a copy to a GPU waits for all that it has to do."""
+    mean, std = (torch.tensor(values).view(3, 1, 1).to(device) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import get_args
 
 LARGEST_SIZE = 2**14  # px
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile; the second records CUDA graphs
 OWN_CLASS = "own class "  # how a file notes that a learner's class was put into the network
 
 
@@ -34,7 +35,8 @@ class TrainConfig:
     `class_weights`, one for each class, and `dice_weight` change the loss (see `segmentation_loss`).
     `lr` is the encoder's peak rate, the decoder's is `head_lr_mult` times higher; `warmup` in steps; AdamW's
     `weight_decay`; gradients are clipped to norm `clip`; `seed` of weights, order and augmentation.
-    `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...
+    `precision`: "auto", "fp32", "bf16" or "fp16"; `device`: "auto", "cpu", "cuda", ...; `compile`: train the network
+    through torch.compile in one of `COMPILE_MODES` (None: as it is).
     `eval_every` steps between validations (0: only at the end), `checkpoint_every` steps between checkpoints.
     `workers`: processes that load data, for each GPU. `folder`: where the run goes (default: <date>-<name> in the
     course's runs/ or in SEGFORMER_LITE_RUNS). Raises ValueError for a setting out of its range.
@@ -59,6 +61,7 @@ class TrainConfig:
     clip: float = 1.0
     precision: str = "auto"
     device: str = "auto"
+    compile: str | None = None
     seed: int = 0
     eval_every: int = 0
     checkpoint_every: int = 500
@@ -85,6 +88,8 @@ class TrainConfig:
                 raise ValueError(f"class_weights must not be negative, got {min(self.class_weights)}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
+        if self.compile not in (None, *COMPILE_MODES):
+            raise ValueError(f"compile is None or one of {', '.join(COMPILE_MODES)}, not {self.compile!r}")
 
     def _require_numbers(self) -> None:
         """Raises ValueError for a setting that is not the kind of number it must be: whole, finite, not negative."""

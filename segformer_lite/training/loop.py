@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,11 @@ def train(config: TrainConfig, resume: str | Path | None = None, progress: bool 
             return training.finish()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(training.how_to_go_on()) from None
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).partition("\n\nSet TORCH")[0].split())  # the rest is for PyTorch's makers
+            raise ValueError(f"torch.compile does not work here ({reason}): train without compile") from None
 
 
 class Training:
@@ -148,6 +154,8 @@ class Training:
         config, stop = self.config, False
         pairs = load(self.train_set, self.batches, config, self.device)
         net = distributed.parallel(self.model, self.device)
+        if config.compile:
+            net = cast(nn.Module, torch.compile(net, mode=config.compile))
         began = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
         with ctrl_c_waits() as asked, tqdm(pairs, desc=config.model, initial=self.done, total=self.steps,
                                            unit="step", disable=not self.progress) as bar:
@@ -232,7 +240,8 @@ class Training:
         """Load the folder's checkpoint into model and optimiser; take its step, and the log up to there."""
         content = checkpoint.load_checkpoint(self.folder / checkpoint.CHECKPOINT)
         old = {**TrainConfig().as_dict(), **content["settings"]}  # a setting that is younger than the run: its default
-        free = {"workers", "device", "folder", "name", "checkpoint_every"}  # may differ; a device's rounding does, too
+        # These may differ; a device's rounding does, too, and compiled code draws other random numbers.
+        free = {"workers", "device", "compile", "folder", "name", "checkpoint_every"}
         changed = [key for key in self.settings if key not in free and self.settings[key] != old.get(key)]
         if changed:
             key = changed[0]
