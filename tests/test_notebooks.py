@@ -52,7 +52,7 @@ def problems(book) -> list[str]:
             and "raises-exception" not in tags(cell)
         ):
             found.append(f"cell {number}: an open exercise without the tag raises-exception")
-    return found + questions(book) + dependencies(book)
+    return found + questions(book) + told_early(book) + dependencies(book)
 
 
 def output_problems(output, cell_tags: list[str]) -> list[str]:
@@ -106,6 +106,19 @@ def questions(book) -> list[str]:
             if re.search(r"^\*\*[A-E][^\w\s]", ANSWER.sub("", part), re.MULTILINE):
                 found.append(f"question {name!r} has an open answer")
         folds += part.count("<details>") - part.count("</details>")
+    return found
+
+
+def told_early(book) -> list[str]:
+    """Code between a question and its answer that asserts what comes out: it is read before it is run."""
+    found, asked = [], False
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            for mark in re.finditer(rf"\*\*{QUESTION}|<summary><b>Answer", cell.source):
+                asked = mark[0].startswith("**")
+        elif asked:
+            found += [f"told before the answer: {line.strip()}" for line in cell.source.splitlines()
+                      if re.search(r"\bassert", line)]
     return found
 
 
@@ -221,6 +234,7 @@ def no_choice(book): book.cells[4].source = "**Predict, then run.** What is left
 def no_answer(book): del book.cells[5]
 def late_answer(book): book.cells[4].source += "\n\n### The next thing"
 def open_answer(book): book.cells[5].source += "\n\n**B.** One half."
+def told(book): book.cells.insert(5, nbformat.v4.new_code_cell("x = 1\nassert x == 1", execution_count=4))
 def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `my_area` showed"))
 
 
@@ -253,6 +267,7 @@ def later_text(book): book.cells.append(nbformat.v4.new_markdown_cell("As your `
         (no_answer, "no folded answer"),
         (late_answer, "no folded answer"),
         (open_answer, "open answer"),
+        (told, "told before the answer: assert x == 1"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

@@ -196,7 +196,6 @@ show.figure(fig, alt=(
 for name, (sizes, likeness) in stacks.items():
     some = "  ".join(f"{sizes[n - 1]:7.2g}" for n in (10, 20, 40))
     print(f"{name:<10} size after 10, 20, 40 blocks: {some} | likeness {likeness[-1]:.2f}")
-assert 5 < stacks["pre-norm"][0][-1] < 10
 
 # %% [markdown]
 # <details>
@@ -213,7 +212,12 @@ assert 5 < stacks["pre-norm"][0][-1] < 10
 # fifteen blocks nothing is left of what came in.
 #
 # </details>
-#
+
+# %%
+# What the answer says, checked.
+assert 5 < stacks["pre-norm"][0][-1] < 10
+
+# %% [markdown]
 # Three consequences of pre-norm. The whole stage is one sum, so on its way back a gradient reaches
 # the first block without passing through any other. The later a block, the smaller its *share* of
 # the sum. And what leaves the last block has an arbitrary size, so **each stage ends with one more
@@ -677,7 +681,6 @@ for name, (inside, added) in traced.items():
     print(f"{name:<16} after the convolution {inside:.4f} | Mix-FFN adds {added:.5f}")
 weaker = traced["released"] / traced["0.02 everywhere"]
 print(f"weaker by a factor of {weaker[0]:.0f} and {weaker[1]:.0f}")
-assert (abs(weaker - 24) < 2).all()
 
 # %% [markdown]
 # <details>
@@ -692,7 +695,12 @@ assert (abs(weaker - 24) < 2).all()
 # So a network with 0.02 everywhere begins with its Mix-FFN all but switched off, in every block.
 #
 # </details>
-#
+
+# %%
+# What the answer says, checked.
+assert (abs(weaker - 24) < 2).all()
+
+# %% [markdown]
 # Does the start matter once training is under way? Train both on the same pictures and watch what
 # the first Mix-FFN adds.
 
@@ -890,7 +898,6 @@ columns = [torch.stack([item.as_subclass(torch.Tensor) for item in c]) for c in 
 before, after = due_to_class(fresh, *columns), due_to_class(trained, *columns)
 print("random weights ", " ".join(f"F{i} {share:.1%}" for i, share in enumerate(before, 1)))
 print("some training  ", " ".join(f"F{i} {share:.1%}" for i, share in enumerate(after, 1)))
-assert max(after) < 0.15 and (session.quick or after[3] > before[3])
 
 # %% [markdown]
 # <details>
@@ -900,7 +907,12 @@ assert max(after) < 0.15 and (session.quick or after[3] > before[3])
 # differ in is something else: brightness, colour, the place in the frame.
 #
 # </details>
-#
+
+# %%
+# What the answer says, checked.
+assert max(after) < 0.15 and (session.quick or after[3] > before[3])
+
+# %% [markdown]
 # *Why don't the pictures show what is learned?* PCA paints the *strongest* directions. What the
 # network has learned sits in weaker ones, and the decoder finds those because it is trained to. A
 # picture of the strongest directions is not a picture of what a network knows: keep that in mind

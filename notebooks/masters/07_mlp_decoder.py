@@ -274,7 +274,6 @@ def shapes_only(name, num_classes=150, **options):
 
 printed = shapes_only("segformer_b0", decoder=Decoder)
 in_decoder, in_all = macs(printed, 512, part="decoder"), macs(printed, 512)
-assert in_decoder == sum(by_hand(in_channels, 256, 150, 512, 512).values())
 print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / in_all:.0%}")
 
 # %% [markdown]
@@ -287,6 +286,10 @@ print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / 
 # maps.
 #
 # </details>
+
+# %%
+# What the answer says, checked.
+assert in_decoder == sum(by_hand(in_channels, 256, 150, 512, 512).values())
 
 # %% [markdown]
 # ## Three observations
@@ -312,7 +315,6 @@ size = (256, 384)
 with torch.no_grad():
     small_grey = pixelwise(grey, small)
     enlarged_first, mixed_first = pixelwise(grey, upsample(small, size)), upsample(small_grey, size)
-torch.testing.assert_close(enlarged_first, mixed_first)
 
 # %%
 def contrast(x):
@@ -344,6 +346,10 @@ show.figure(fig, alt=(
 # where one pixel is cut off and its neighbour is not. So the trade is open to linear steps only.
 #
 # </details>
+
+# %%
+# What the answer says, checked.
+torch.testing.assert_close(enlarged_first, mixed_first)
 
 # %%
 with torch.no_grad():
@@ -557,8 +563,6 @@ with torch.no_grad():
     one_per_level = sum(upsample(pixelwise(lambda x, m=m: x @ m.T, f), no_relu.shape[-2:])
                         for m, f in zip(matrices, pyramid))
 difference = no_relu - one_per_level  # biases and shifts: one number per class
-torch.testing.assert_close(difference, difference.mean((2, 3), keepdim=True).expand_as(difference),
-                           rtol=1e-4, atol=1e-5)
 print("matrices", *[tuple(m.shape) for m in matrices])
 print(f"{sum(m.numel() for m in matrices) + 150:,} numbers for {parameters(decoder):,} parameters")
 
@@ -571,7 +575,13 @@ print(f"{sum(m.numel() for m in matrices) + 150:,} numbers for {parameters(decod
 # ReLU makes it an MLP.**
 #
 # </details>
-#
+
+# %%
+# What the answer says, checked.
+torch.testing.assert_close(difference, difference.mean((2, 3), keepdim=True).expand_as(difference),
+                           rtol=1e-4, atol=1e-5)
+
+# %% [markdown]
 # What is out of reach for a decoder that only adds? Take two levels that say one thing each: F1
 # sees stripes, F4 knows which half of the picture is which. The right answer is "the light stripes on
 # the left, the dark stripes on the right".
@@ -750,10 +760,6 @@ for corners in (False, True):
 new = np.arange(64)
 by_area = np.clip((new + 0.5) / 8 - 0.5, 0, 7)  # where each new pixel reads the old map
 by_corner = new * 7 / 63
-old = torch.arange(8.0)[None, None]  # a map that holds its own positions tells the same
-for corners, positions in ((False, by_area), (True, by_corner)):
-    read = F.interpolate(old, size=64, mode="linear", align_corners=corners).flatten()
-    np.testing.assert_allclose(read, positions, atol=1e-5)
 worst = abs(by_corner - by_area).max()
 print(f"at most {worst:.2f} pixels of the small map, {8 * worst:.1f} of the large one")
 
@@ -798,6 +804,13 @@ show.figure(fig, alt=(
 # mIoU.
 #
 # </details>
+
+# %%
+# What the answer says, checked.
+old = torch.arange(8.0)[None, None]  # a map that holds its own positions tells the same
+for corners, positions in ((False, by_area), (True, by_corner)):
+    read = F.interpolate(old, size=64, mode="linear", align_corners=corners).flatten()
+    np.testing.assert_allclose(read, positions, atol=1e-5)
 
 # %% [markdown]
 # ## Why a quarter?

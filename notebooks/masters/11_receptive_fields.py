@@ -136,7 +136,6 @@ for layers in (1, 4, 16, 64):
     measured, formula = spread(box_row(layers)), (layers * (3**2 - 1) / 12) ** 0.5
     print(f"{layers:2d} layers: could see {2 * layers + 1:3d} px, "
           f"sigma {measured:.2f} px, formula {formula:.2f}")
-    assert abs(measured - formula) < 1e-6
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
@@ -175,6 +174,11 @@ show.figure(fig, alt=(
 # measure. Sixty-four layers could see 129 pixels and take 95 % of their answer from 26.
 #
 # </details>
+
+# %%
+# What the answer says, checked.
+for layers in (1, 4, 16, 64):
+    assert abs(spread(box_row(layers)) - (layers * 2 / 3) ** 0.5) < 1e-6
 
 # %% [markdown]
 # ### The same with random weights and ReLU
@@ -802,11 +806,10 @@ cut = copy.deepcopy(segformer)
 with torch.no_grad():
     for weight in cut.encoder.stages[2].blocks[-1].attention.proj.parameters():
         weight.zero_()
-torch.testing.assert_close(rollout(cut, scene, stage=3), rolled, rtol=0, atol=0)
 before, after = (receptive_field(net, scene[None], "stage3", MIDDLE).map
                  for net in (segformer, cut))
-assert abs(before - after).sum() > 0.01
-print("rollout: not one number has changed; the field: changed")
+print("rollout has changed:  ", not torch.equal(rollout(cut, scene, stage=3), rolled))
+print("the field has changed:", bool(abs(before - after).sum() > 0.01))
 
 # %% [markdown]
 # <details>
