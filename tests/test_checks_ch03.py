@@ -59,6 +59,14 @@ class Turned(Plain):
     axes = (0, 3, 2, 1)
 
 
+class Inherited(sl.OverlapPatchEmbed):
+    """As right as one written from nothing."""
+
+    def __init__(self, in_channels, dim, kernel, stride):
+        super().__init__(in_channels, dim, stride, stride)
+        self.proj.padding = (0, 0)
+
+
 def model(patch_embed=Plain, **kwargs):
     return sl.create_model("segformer_b0", num_classes=5, patch_embed=patch_embed, **kwargs)
 
@@ -68,6 +76,7 @@ RIGHT = [
     (checks.patchify, patchify),
     (checks.coverage, coverage),
     (checks.plain_model, model()),
+    (checks.plain_model, model(Inherited)),
 ]
 WRONG = [
     (checks.stage_sizes, lambda h, w: [(h // s, w // s) for s in (4, 8, 16, 32)], "rounding down"),

@@ -65,6 +65,13 @@ class OwnToken(nn.Module):
         return self.proj(x)
 
 
+class Inherited(sl.EfficientSelfAttention):
+    """As right as one written from nothing."""
+
+    def forward(self, x):
+        return self.proj(self.kv(x)[..., x.shape[-1]:])
+
+
 class Mean(OwnToken):
     def forward(self, x):
         return self.proj(x) + x.mean((1, 2), keepdim=True)
@@ -101,6 +108,7 @@ RIGHT = [
     (checks.erf_side, side),
     (checks.erf_spread, spread),
     (checks.own_token_model, partial(network, OwnToken)),
+    (checks.own_token_model, partial(network, Inherited)),
 ]
 WRONG = [
     (checks.erf_map, lambda *a: field(*a, relu=False), "ReLU"),

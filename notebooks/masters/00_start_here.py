@@ -253,7 +253,7 @@ print(f"minus the logarithm of 1/{len(train_set.classes)}: {np.log(len(train_set
 
 # %% [markdown]
 # The curve begins well below that. The first ten steps, before the first point, were enough to
-# learn how common each class is: nearly all is background. What comes after is slower, and is what
+# learn how common each class is: most is background. What comes after is slower, and is what
 # we want: shapes.
 
 # %% [markdown]
@@ -262,8 +262,8 @@ print(f"minus the logarithm of 1/{len(train_set.classes)}: {np.log(len(train_set
 # **Predict, then run.** What will a network see that has trained for a minute?
 #
 # - A. Nothing: a Transformer needs millions of pictures.
-# - B. Large things with a clear shape, in blobs; small things hardly.
-# - C. All things, but with wrong classes.
+# - B. Large things, in blobs, some of them with a wrong class; small things hardly.
+# - C. Nearly all things, small ones too, some with a wrong class.
 
 # %% tags=["nbval-ignore-output"]
 chosen = [17, 40, 72]
@@ -281,11 +281,10 @@ for row, (image, label), a, b in zip(axes, items, before, after):
 for ax, title in zip(axes[0], ["picture", "before training", "after training", "truth"]):
     ax.set_title(title)
 masks.legend(fig, [*before, *after, *(label for _, label in items)], val_set.classes, val_set.palette)
-show.figure(fig, alt=(
-    "Three scenes the network has not trained on, each as picture, mask before training, mask "
-    "after training and truth. Before training the masks are noise over the whole picture; after "
-    "a minute large objects are covered by blobs, the pizzas in the right colour, clock and cat in "
-    "wrong ones; of the car at most pieces are covered, in wrong colours too."))
+seen = [f"Scene {n}: {', '.join(val_set.classes[c] for c in mask.unique())}." for n, mask in enumerate(after, 1)]
+show.figure(fig, alt=" ".join([
+    "Three scenes, each as picture, mask before training, mask after training and truth. In the masks after "
+    "training:", *seen]))
 
 # %% [markdown]
 # These are pictures from the validation set: the network has never seen them.
@@ -293,14 +292,13 @@ show.figure(fig, alt=(
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **Between B and C.** Before training it guesses without sense. After a minute it has found where
+# **B.** Before training it guesses without sense. After a minute it has found where
 # *something* large is; outlines are soft and small things are missing. What it is, it knows for the
 # most common shapes only: here the pizzas are right, and parts of the stop sign; clock and cat were
 # given other classes, and the car was found in pieces at best, and not as a car. (Your run may get
 # others right.)
 #
-# *Why.* The loss counts pixels, so what is large and frequent is learned first. Patience moves the
-# answer towards **B**.
+# *Why.* The loss counts pixels, so what is large and frequent is learned first.
 #
 # </details>
 #
@@ -318,8 +316,9 @@ print(run.report)
 # Read it from the top: mIoU with background and without, Dice likewise, right pixels, and how well the
 # outlines fit (boundary IoU). Dice is a relative of IoU that is kinder to small overlaps: 2 ·
 # intersection / (sum of both areas). Then each class with its share of the pixels. *Recall* is the
-# share of a class's true pixels that were found. At the bottom: how many of the small, medium and
-# large objects were found at all.
+# share of a class's true pixels that were found. At the bottom, by size: the number of connected
+# regions, the share of them that was *found* (at least half of their pixels right), and recall and IoU
+# of their pixels.
 #
 # One number alone means nothing. What would a cheap trick get? The cheapest is the lazy answer from
 # above, the majority class everywhere:
@@ -508,8 +507,8 @@ print("IoU per class", values.round(3))
 # ## In short
 #
 # - Segmentation is one answer per pixel; a label map is a picture of class numbers.
-# - SegFormer sees a picture at 1/4, 1/8, 1/16, 1/32, answers at 1/4, and is enlarged to the
-#   picture.
+# - SegFormer sees a picture at 1/4, 1/8, 1/16, 1/32, answers at 1/4, and the answer is
+#   enlarged to the picture's size.
 # - mIoU is the score, over the whole data set, and the lazy answer is what it has to beat.
 
 # %% [markdown]

@@ -449,7 +449,7 @@ for name, prediction in {"all right": three, "one stray pixel": stray}.items():
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B.** A class that is predicted and labelled nowhere has IoU 0 / 1, and the mean over four
+# **B.** A class that is predicted somewhere and labelled nowhere has IoU 0 / 1, and the mean over four
 # classes loses a quarter.
 #
 # </details>
@@ -639,9 +639,8 @@ for ax, (name, (prediction, truth)) in zip(axes, cases.items()):
     print(f"{name:17s} {values}")
 name_kinds(fig)
 show.figure(fig, alt=(
-    "Three pictures of 64 by 64 pixels. A disc with a jagged prediction, high IoU and low boundary "
-    "IoU. A square of 4 pixels moved by one, both scores equal. A large square of which only a frame "
-    "of two pixels is predicted: low IoU and a boundary IoU of 1."))
+    "Three pictures of 64 by 64 pixels: a disc with a jagged prediction; a square of 4 pixels moved by one; a "
+    "large square of which only a frame of two pixels is predicted. The titles hold the printed scores."))
 
 # %% [markdown]
 # Left, what boundary IoU is for: it sees the jagged rim that IoU hardly minds. Middle: a thing at
@@ -1080,7 +1079,7 @@ print("the gradient of a convolution is its transposed convolution")
 #
 # - A. Seven ones.
 # - B. Seven equal numbers: ones, up to a factor.
-# - C. Seven different things, and no factor mends it.
+# - C. Unequal numbers, and no factor mends it.
 
 # %%
 ones = torch.ones(7)
@@ -1092,8 +1091,9 @@ print("rank of C:", torch.linalg.matrix_rank(C).item(), "of", C.shape[1], "input
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **C.** If the transpose were the inverse, $CC^\top$ would be the identity; it is a matrix of 14
-# and 3.
+# **C.** What comes back is $C^\top C$ times what went in. If the transpose were the inverse, up to a
+# factor, this would be a multiple of the identity, whose rank is 7; $C$ has rank 3. ($CC^\top$, a
+# matrix of 14 and 3, is no multiple of the identity either.)
 #
 # </details>
 #

@@ -86,7 +86,7 @@ show.network(lit=("image", "mask"))
 # ## The way down
 #
 # All three begin in the same way: 3 × 3 convolutions, then max pooling, which keeps the largest of
-# four numbers and halves both sides; and again, five times. FCN and SegNet take the thirteen
+# four numbers and halves both sides; and again, five times (U-Net: four). FCN and SegNet take the thirteen
 # convolutions of VGG-16 (Simonyan and Zisserman, 2014,
 # [arXiv:1409.1556](https://arxiv.org/abs/1409.1556)), a network that was made to name pictures; U-Net
 # takes ten of its own.
@@ -226,7 +226,7 @@ print("a map of answers:", tuple(answers.shape))
 
 # %%
 print(f"fc6 of VGG-16: {7 * 7 * 512 * 4096 + 4096:,} parameters")
-print(f"all 13 convolutions: {parameters(full):,}")
+print(f"all 13 convolutions, with their norms: {parameters(full):,}")
 
 # %% [markdown]
 # ### How fine must the scores be?
@@ -1008,8 +1008,8 @@ for name, rows in SETS.items():
 # finds the very small and loses the large, is the opposite of what was measured.
 #
 # What these numbers cannot say. "Large" begins at 3 % of the picture, and few regions fill most of
-# it; at 96 pixels every network's last map can see the whole picture (404 pixels for FCN, all of it
-# for SegFormer). And a failing picture is not yet a failing *size*: the report looks at the pictures
+# it; at 96 pixels the middle of every network's last map can see the whole picture (140 pixels for
+# U-Net, 404 for FCN, all of it for SegFormer). And a failing picture is not yet a failing *size*: the report looks at the pictures
 # with the largest loss, and a large object that is wrong makes a large loss, whatever the reason. A
 # small one that is wrong hardly shows. [Chapter 09](09_train_coco.ipynb) takes that claim apart.
 

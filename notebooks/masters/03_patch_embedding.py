@@ -519,8 +519,9 @@ print(seen[:8, :8].int())
 print("pixels seen by 1, 2, 4 tokens:", [int((seen == n).sum()) for n in (1, 2, 4)])
 
 # %% [markdown]
-# One pixel in sixteen (every fourth, both ways) belongs to a single token; most belong to four.
-# With $K = S$ every number here would be 1.
+# Inside the picture, of sixteen pixels one belongs to a single token, six to two and nine to four. (The
+# count above is for the whole map: behind its last three rows and columns no further window begins, so it
+# has more ones and twos.) With $K = S$ every number here would be 1.
 
 # %% [markdown]
 # ## The norm at the end
@@ -549,8 +550,8 @@ print("eps", embed.norm.eps)
 # one from a dim part of the picture have the same strength: what is left is the *pattern* over the
 # channels. For a whole picture of low contrast that is a gift. It needs a limit, though.
 #
-# **Predict, then run.** The contrast of the photograph is turned down to one ten-thousandth. How
-# strong are its tokens after the norm?
+# **Predict, then run.** The contrast of the photograph is turned down to one ten-thousandth, and the
+# convolution has no bias. How strong are its tokens after the norm?
 #
 # - A. As strong as ever: the norm divides by whatever the strength is.
 # - B. Close to zero: `eps` is now the larger part of what is divided by.
@@ -571,11 +572,8 @@ for eps, style in [(1e-5, "-"), (1e-6, "--"), (1e-12, ":")]:
     ax.semilogx(contrasts, [after_norm(c, eps) for c in contrasts], style, label=f"eps = {eps:g}")
 ax.set(xlabel="contrast of the picture", ylabel="strength after the norm")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-show.figure(fig, alt=(
-    "Mean strength of a token after the norm against the contrast of the picture on a "
-    "logarithmic axis. All curves are flat at 1 for normal contrast. With eps 1e-5 the curve "
-    "begins to fall near contrast 0.02 and reaches 0.02 at 0.0001; with 1e-6 it does so at a "
-    "third of these contrasts; with 1e-12 it stays at 1 down to contrast 0.00001."))
+show.figure(fig, alt="Mean strength of a token after the norm against the contrast, three curves. At 0.0001: "
+            + ", ".join(f"{after_norm(1e-4, eps):.2f} with eps {eps:g}" for eps in (1e-5, 1e-6, 1e-12)))
 
 # %%
 print(f"strength at contrast 0.0001, eps 1e-5: {after_norm(1e-4, 1e-5):.2f}")
@@ -588,7 +586,7 @@ print("all zeros, eps 0:   ", F.layer_norm(torch.zeros(4), (4,), eps=0.0).tolist
 #
 # **B**, with the `eps` of the patch embedding, 1e-5 (solid). For normal pictures all three curves
 # are flat: contrast makes no difference. Below one hundredth `eps` takes over and the tokens fade
-# out.
+# out. (With a bias they would not: all would become one and the same token, that of the bias.)
 #
 # *Why it matters.* With next to no `eps` (dotted) a window with next to no signal would still give
 # a token at full strength, made of noise. With none, a token of zeros becomes *not a number*, which
@@ -697,10 +695,8 @@ mask = wheel()
 kept = {stride: one_label_per_token(mask, stride) for stride in (2, 4, 8, 16)}
 titles = ["the mask", *[f"1 per {s} x {s} px\nIoU {iou(mask, k):.2f}" for s, k in kept.items()]]
 fig = show.grid([mask, *kept.values()], titles, columns=5, cell=1.4, cmap="cividis", vmin=0, vmax=1)
-show.figure(fig, alt=(
-    "A thin wheel and what is left of it with one label per token. At 2 pixels per token it is "
-    "nearly complete, at 4 the spokes are dotted lines, at 8 the spokes have gone and the tyre "
-    "is dotted, and at 16 one square is left."))
+show.figure(fig, alt="A thin wheel, and what is left of it with one label per token. IoU: "
+            + ", ".join(f"{iou(mask, k):.2f} at {s} pixels" for s, k in kept.items()))
 
 # %% [markdown]
 # <details>

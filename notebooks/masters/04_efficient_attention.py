@@ -298,7 +298,8 @@ squares.reshape(-1, s * s)
 # The first row is now 0, 1, 8, 9. The released code merges such squares, with a convolution whose
 # kernel and stride are $s$. It is called a *sequence reduction* either way. That both are the
 # matrix of equation 2, only on other tokens, can be shown by equality. Strips, $R$ tokens of a row,
-# first: a linear map on strips is a convolution with kernel $(1, R)$ and stride $(1, R)$.
+# first: where $R$ divides the width of the map, a linear map on strips is a convolution with kernel
+# $(1, R)$ and stride $(1, R)$.
 
 # %%
 torch.manual_seed(0)
@@ -443,9 +444,8 @@ sides = (128, 224, 256)
 fig = show.grid([paint(side, 1, "strips", keys=(side // 32, side // 16 + 3)) for side in sides],
                 [f"{side} px" for side in sides], cell=2.2, interpolation="auto")
 show.figure(fig, colours=96, alt=(
-    "Two strips of stage 1 in the photograph at three sizes. At 128 pixels each is two full lines "
-    "of tokens. At 224 pixels each is one line and one seventh of a line beside it, begun at "
-    "different places. At 256 pixels each is exactly one line."))
+    "Two strips of stage 1 in the photograph at three sizes. At 128 pixels each is two full lines of tokens, at "
+    "256 exactly one; the next cell prints where those at 224 begin and end."))
 
 # %%
 for key in (10, 19):
@@ -569,7 +569,7 @@ for stage, stride in enumerate((8, 4, 2, 1), start=1):
     print(f"stage {stage}   {h * h:6,d}    {stride}       {stride**2:2d}  {keys}   {h * h * keys:9,d}")
 
 # %% [markdown]
-# In every stage exactly as many keys: $H/32 \times W/32$ of the picture. The strides are chosen so
+# Every stage has the same number of keys: $H/32 \times W/32$ of the picture. The strides are chosen so
 # that every stage looks at the picture through the same grid of 32 × 32 pixels. Whoever takes 64 for
 # the stride asks for 64 × 64 tokens per key; whoever takes 8 for $R$ gets eight times as many keys.
 
@@ -855,7 +855,8 @@ show.figure(fig, alt=(
 #
 # **C**, 28 percent: one square of 8 × 8 tokens fits into 15 × 15, and no second one. The dark tokens
 # still *ask*, they are queries like all others. But nobody in their stage can ask *them*. What they
-# know reaches the rest only through convolutions, a few tokens per block.
+# know reaches the rest only through convolutions: Mix-FFN's, one token per block, and the next patch
+# embedding.
 #
 # </details>
 #
@@ -1224,7 +1225,8 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # - `x.reshape(B, N // R, C * R)`: strips, not squares. Nothing complains.
 # - $R$ where the stride belongs, or the stride where $R$ belongs.
 # - Softmax over the queries instead of the keys.
-# - No scale, or $\sqrt{C}$ in place of $\sqrt{C / heads}$: invisible in stage 1, which has one head.
+# - No scale: the softmax decides too early.
+# - $\sqrt{C}$ in place of $\sqrt{C / heads}$: invisible in stage 1, which has one head.
 # - Heads merged without `transpose(1, 2)`: also invisible in stage 1.
 # - Sides that are no multiple of 32: the last tokens are never keys. Small pictures lose most.
 
@@ -1235,7 +1237,7 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # - SegFormer keeps all $N$ queries and merges $R = s^2$ tokens into one key: 64, 16, 4, 1 in the four
 #   stages, so that every stage has $H/32 \times W/32$ keys.
 # - Merging squares is a strided convolution; merging what `reshape` finds is a convolution with
-#   kernel $(1, R)$. Same shapes, same counts, other places.
+#   kernel $(1, R)$, where $R$ divides the width of the map. Same shapes, same counts, other places.
 # - The cost falls by $R$ and stays quadratic. Fused attention removes the memory, not the time.
 # - Tokens that fill no square are never keys; at sides that 32 divides there are none.
 # - A fresh network looks everywhere equally; looking somewhere is learned.

@@ -15,7 +15,7 @@
 # - what a block is, why the norms stand where they stand, and what drop path drops;
 # - in which order a stage works, and where the paper's Figure 2 misleads;
 # - how B0 to B5 differ, what they cost, and which printed numbers are not those of the code;
-# - why the first random weights matter: the same network, a Mix-FFN that starts 24 times weaker;
+# - why the first random weights matter: the same network, a Mix-FFN that starts much weaker;
 # - what the four feature maps of a picture look like, and why a colourful picture of them hides
 #   what was learned.
 #
@@ -186,11 +186,9 @@ for (name, curves), style in zip(stacks.items(), ["--", ":", "-"]):
 axes[0].set(yscale="log", xlabel="blocks", ylabel="size of the tokens")
 axes[1].set(xlabel="blocks", ylabel="likeness to the start", ylim=(-0.05, 1))
 axes[0].legend()
-show.figure(fig, alt=(
-    "Two panels over 40 blocks. Left, size of the tokens on a logarithmic axis: without a norm "
-    "it rises in a nearly straight line into the thousands, with pre-norm it bends and stays "
-    "under ten, with post-norm it is flat at one. Right, likeness to the tokens at the start: "
-    "post-norm and no norm fall to about zero within 20 blocks, pre-norm keeps some."))
+show.figure(fig, alt=" ".join([
+    "Two panels over 40 blocks: size of the tokens on a logarithmic axis, and likeness to the start.",
+    *(f"{name}: at the end size {size[-1]:.2g}, likeness {like[-1]:.2f}." for name, (size, like) in stacks.items())]))
 
 # %%
 for name, (sizes, likeness) in stacks.items():
@@ -282,8 +280,8 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # Each row is one picture on its way through the encoder, from left to right; white lines part the
-# stages. Dark: this picture skips this branch. The brighter a cell, the more it is scaled up. No
-# two rows are alike: each picture trains another, shallower network out of the same weights.
+# stages. Dark: this picture skips this branch. The brighter a cell, the more it is scaled up. Hardly
+# two rows are alike: nearly every picture trains another, shallower network out of the same weights.
 #
 # Drop path is not dropout. Dropout zeroes single numbers, drop path a whole branch for a whole
 # picture. The released encoder uses no dropout.
@@ -614,7 +612,7 @@ show.figure(fig, alt=(
 # <summary><b>Answer</b></summary>
 #
 # **B.** Plain bars: parameters. Hatched: work. In B0 the weights sit in the late stages and the
-# work is spread over all four, with most of it in stage 1.
+# work is spread over all four; stage 1 has the largest share, a third.
 #
 # *Why.* Parameters grow with the *square of the token's length* and know nothing of the picture.
 # The work is parameters times places: stage 4 has 64 times fewer tokens than stage 1, each 8 times
@@ -831,9 +829,9 @@ fresh = sl.create_model("segformer_b0", num_classes=11)
 rows = [[image[0], *pyramid(fresh, image)] for image in images.values()]
 fig = show.grid(sum(rows, []), ["picture", "F1", "F2", "F3", "F4"] * 2, columns=5, cell=1.35)
 show.figure(fig, alt=(
-    "Two rows: the photograph and a sample scene, each with its four feature maps of a random "
-    "network in false colours. F1 and F2 show the outlines of the picture clearly, F3 is a coarse "
-    "version of it, F4 a mosaic of 8 by 8 and 6 by 6 squares."))
+    "Two rows: the photograph and a sample scene, each with its four feature maps of a random network in "
+    "false colours, from 64 by 64 and 48 by 48 squares for F1 to 8 by 8 and 6 by 6 for F4. The text below "
+    "says what is to be seen in them."))
 
 # %% [markdown]
 # From left to right: the picture, then stages 1 to 4, each token one square of colour.
@@ -1238,7 +1236,7 @@ with torch.no_grad():
 # - Drop path leaves out whole branches, late ones more often, and keeps their average.
 # - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture
 #   from 32 pixels up.
-# - B0 to B5 differ in `dims` and `depths` only. In B0 parameters sit late, and the work is done
+# - The encoders of B0 to B5 differ in `dims` and `depths` only. In B0 parameters sit late, and the work is done
 #   everywhere.
 # - The paper's "FLOPs" are multiply-accumulates; its Tables 6 and 7 describe wider Mix-FFNs than
 #   those released.
@@ -1256,8 +1254,9 @@ with torch.no_grad():
 # in the first two stages.
 #
 # **My FLOPs are half, or twice, the paper's.** The paper counts multiply-accumulates. Twice that
-# are operations. Counters that look at layers only miss the two products inside attention, about 1
-# G in B0 at 512 pixels.
+# are operations. About half, 4.13 G for B0, is the package's folded decoder
+# ([chapter 07](07_mlp_decoder.ipynb#the-folded-decoder)). Counters that look at layers only miss the two
+# products inside attention, about 1 G in B0 at 512 pixels.
 #
 # **May the picture have any size?** From 32 pixels a side, yes. Sizes round up, as 65 × 97 showed;
 # only the shortened list of keys leaves out some tokens at odd sizes

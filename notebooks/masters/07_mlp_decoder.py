@@ -11,7 +11,7 @@
 #
 # **What you learn.**
 #
-# - why the decoder may be called an MLP, and what would be left of it without one small ReLU;
+# - why the decoder may be called an MLP, and when it would be no more than one matrix per level;
 # - where most of B0's arithmetic goes, and how two matrices that meet become one;
 # - what `align_corners` moves, and how far;
 # - why the scores come at a quarter of the picture's size, and what that costs a thin structure
@@ -328,10 +328,8 @@ pictures = [enlarged_first, mixed_first, 4 * apart, 4 * apart_with_relu]
 titles = ["enlarge, then mix", "mix, then enlarge", "difference x 4", "with a ReLU: x 4"]
 fig = show.grid([p[0, 0] for p in pictures], titles, cell=1.75, cmap="gray", vmin=0, vmax=1)
 show.figure(fig, alt=(
-    "Four pictures of an eye enlarged eight times. The first two, enlarged before or after the "
-    "colours were mixed to grey, look the same. The third, their difference, is black. The "
-    "fourth, the difference when a ReLU takes the place of the mixing, shows bright lines along "
-    "edges."))
+    "An eye enlarged eight times, before and after its colours were mixed to grey; then two differences, of at "
+    f"most {apart.max():.2f}, and {apart_with_relu.max():.2f} with a ReLU in place of the mixing."))
 
 # %% [markdown]
 # <details>
@@ -537,8 +535,8 @@ for name, dims, dim in (("B0", (32, 64, 160, 256), 256), ("B2", (64, 128, 320, 5
         print(f"{name}, {px:3d} px: as printed the decoder has {long / short:4.1f} times the work")
 
 # %% [markdown]
-# At 64 pixels B2's folded decoder has gained nothing: there are as many pixels in F1, 256, as the
-# product of the matrices costs. Pictures that small are rare. And once a network is trained, the
+# At 64 pixels B2's folded decoder has gained nothing: line 3 as printed costs 256 pixels × $4 · 768^2$,
+# the four products $768^2 · (64 + 128 + 320 + 512)$, the same 0.6 G. Pictures that small are rare. And once a network is trained, the
 # product may be worked out once and kept; exercise 4 does that.
 
 # %% [markdown]
@@ -555,14 +553,14 @@ for name, dims, dim in (("B0", (32, 64, 160, 256), 256), ("B2", (64, 128, 320, 5
 
 # %%
 with torch.no_grad():
-    no_relu = decoder.classify(decoder.norm(decoder.mix(pyramid)))  # all of it, but for the ReLU
+    bare = decoder.classify(decoder.norm(decoder.mix(pyramid)))
     scale = decoder.norm.weight / torch.sqrt(decoder.norm.running_var + decoder.norm.eps)
     head = decoder.classify.weight[:, :, 0, 0] * scale  # (classes, C), the norm's scale inside
     slices = decoder.fuse.weight.chunk(4, dim=1)[::-1]
     matrices = [head @ v @ linear.weight for v, linear in zip(slices, decoder.linear)]
-    one_per_level = sum(upsample(pixelwise(lambda x, m=m: x @ m.T, f), no_relu.shape[-2:])
+    one_per_level = sum(upsample(pixelwise(lambda x, m=m: x @ m.T, f), bare.shape[-2:])
                         for m, f in zip(matrices, pyramid))
-difference = no_relu - one_per_level  # biases and shifts: one number per class
+difference = bare - one_per_level  # biases and shifts: one number per class
 print("matrices", *[tuple(m.shape) for m in matrices])
 print(f"{sum(m.numel() for m in matrices) + 150:,} numbers for {parameters(decoder):,} parameters")
 
@@ -878,8 +876,8 @@ show.figure(fig, alt=(
 #
 # **B.** At stride 4 (solid) discs of radius 6 and more are kept well, at radius 3 it is luck, and at
 # radius 2 next to nothing is left. The curves are the same curve, moved: only the radius *in tokens*
-# counts. *Why?* A small disc lies across several tokens, and none of them is covered for the most
-# part. Cut at one half, all of them say background.
+# counts. *Why?* A small disc often lies across several tokens without covering most of any; then, cut
+# at one half, all say background. When it sits in the middle of a token, it survives.
 #
 # </details>
 #
@@ -887,8 +885,8 @@ show.figure(fig, alt=(
 # things, and it has all of F1's channels to place an edge by. But it has to *learn* to do better,
 # and below about 50 pixels of area the grid itself is against it.
 #
-# Why not decode at 1/2, then? The work of every line grows fourfold, and there is no F0 to take
-# fine detail from: the first thing the network does to the picture is a step of four pixels.
+# Why not decode at 1/2, then? As printed, lines 3 and 4 cost four times as much, and the maps take four
+# times the memory; and there is no F0 to take fine detail from: the first thing the network does to the picture is a step of four pixels.
 
 # %% [markdown]
 # ### The trachea
@@ -1005,15 +1003,15 @@ show.figure(fig, alt=(
 # Every count is the paper's. (Its caption does not say which encoder; the counts say B2.) Eight
 # times the width buys 0.7 points and costs twelve times the work, so the paper settles on 768. Its
 # reason is the work *as printed*, which grows with $C^2$ at every pixel. Folded (dashed) it grows
-# with $C$, and the same gain would cost about half as much again. What stays is memory: $C$ numbers
+# little faster than $C$, and the same gain would cost about half as much again. What stays is memory: $C$ numbers
 # at every pixel of F1's size, for the batch norm to work on.
 
 # %% [markdown]
 # ## The report's decoder
 #
 # The report writes the decoder a little differently, and the package has it beside the released
-# one. Four differences: no bias on the levels, `align_corners=True`, the order [F1, F2, F3, F4],
-# and group norm with GELU for batch norm with ReLU. (The report leaves the number of groups open;
+# one. Five differences: no bias on the levels, `align_corners=True`, the order [F1, F2, F3, F4], group
+# norm with GELU for batch norm with ReLU, and no dropout. (The report leaves the number of groups open;
 # 32 is ours.)
 
 # %%
@@ -1124,8 +1122,8 @@ checks.fold_linear(my_fold)
 #
 # Scroll up to the four lines of the question, no further, and write the decoder as printed, with
 # the batch norm, the ReLU and the dropout of whole channels before the last line. The check loads
-# the package's weights into yours, so the names must fit: `linear` (a `ModuleList`), `fuse` (no
-# bias), `norm`, `dropout`, and `classify`, a 1 × 1 convolution. F4 comes first in the stack.
+# the package's weights into yours, so the names must fit: `linear` (a `ModuleList` of `nn.Linear`),
+# `fuse` (an `nn.Linear` without bias), `norm`, `dropout`, and `classify`, a 1 × 1 convolution. F4 comes first in the stack.
 #
 # <details><summary>Hint</summary>
 #

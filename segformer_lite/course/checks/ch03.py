@@ -97,7 +97,7 @@ def plain_model(model) -> None:
     for number, (stage, (_, stride)) in enumerate(zip(model.encoder.stages, RELEASED, strict=True), start=1):
         embed = stage.patch_embed
         true(
-            not isinstance(embed, OverlapPatchEmbed),
+            type(embed) is not OverlapPatchEmbed,
             f"stage {number} still has the package's OverlapPatchEmbed: pass patch_embed=… to create_model",
         )
         for name, kind in (("proj", nn.Conv2d), ("norm", nn.LayerNorm)):

@@ -154,7 +154,7 @@ def attention_model(model) -> None:
 def _attention_block(mine: nn.Module, number: int, dim: int, heads: int, stride: int) -> None:
     """Raise AssertionError unless `mine` gives the package's numbers with the package's weights."""
     where = f"stage {number}"
-    true(not isinstance(mine, EfficientSelfAttention),
+    true(type(mine) is not EfficientSelfAttention,
          f"{where} still has the package's EfficientSelfAttention: pass attention=… to create_model")
     reference = _reference(dim, heads, stride)
     weights, own = reference.state_dict(), mine.state_dict()

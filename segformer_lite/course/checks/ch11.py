@@ -124,7 +124,7 @@ def own_token_model(model) -> None:
     true(isinstance(model, SegFormer), f"expected the network of sl.create_model, got {type(model).__name__}")
     for number, stage in enumerate(model.encoder.stages, start=1):
         for block in stage.blocks:
-            true(not isinstance(block.attention, EfficientSelfAttention),
+            true(type(block.attention) is not EfficientSelfAttention,
                  f"stage {number} still has the package's EfficientSelfAttention: pass attention=… to create_model")
     attention = model.encoder.stages[1].blocks[0].attention
     x = torch.randn(2, 4, 6, 64, generator=torch.Generator().manual_seed(0))
