@@ -4,8 +4,8 @@
 
 Training and inference beside other packages, as they are and compiled; then the report's two experiments: pictures a
 second, idle time, projected hours, what 8 and 16 GB cards manage. Planned for eight minutes on a large card; no such
-card was at hand when it was written, so it was tried on a CPU with small figures, part by part. Writes speed-cuda.json,
-speed-cuda-compiled.json, report-presets.json and report-presets-compiled.json to docs/results; what fails is named.
+card was at hand when it was written, so it was tried on a CPU with small figures, part by part. Writes cuda-speed.json,
+cuda-speed-compiled.json, report-presets.json and report-presets-compiled.json to docs/results; what fails is named.
 """
 
 import subprocess
@@ -18,10 +18,10 @@ from record import RESULTS, ROOT
 BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256"]
 PRESETS = ["benchmarks/report_presets.py"]
 PARTS = [
-    [*BENCH, "--batches", "8", "32", "--out", str(RESULTS / "speed-cuda.json")],
+    [*BENCH, "--batches", "8", "32", "--out", str(RESULTS / "cuda-speed.json")],
     [*PRESETS, "--cards", "8", "16"],
     [*PRESETS, "--compile", "reduce-overhead"],
-    [*BENCH, "--batches", "32", "--compile", "--out", str(RESULTS / "speed-cuda-compiled.json")],
+    [*BENCH, "--batches", "32", "--compile", "--out", str(RESULTS / "cuda-speed-compiled.json")],
 ]
 
 

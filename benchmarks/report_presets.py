@@ -5,18 +5,19 @@
     python benchmarks/report_presets.py --cards 8 16            also as if the GPU had 8 and 16 GB
     python benchmarks/report_presets.py --steps 2 --pictures 8 --batch-size 2 --out work/trial       tries the path
 
-Synthetic pictures of full size: random pixels cost what real ones cost, once they are packed (`data pack`). A step is
-the run's own: canvases go to the device, are augmented there (on a CPU: before), forward, loss, backward, AdamW.
-Loading from a disk is not in it: benchmarks/data_rates.py measures that. Writes report-presets.json to docs/results,
-compiled report-presets-compiled.json.
+Synthetic pictures of full size, a third of them upright: random pixels cost what real ones cost, once they are packed
+(`data pack`). A step is the run's own: pinned canvases go to the GPU, are augmented there (on a CPU: before), forward,
+loss, backward, AdamW. Loading is not in it, workers do that meanwhile: benchmarks/data_rates.py measures it. Nor are
+validations. Writes report-presets.json to docs/results, compiled report-presets-compiled.json, after each row.
 """
 
 import argparse
+import gc
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from segformer_lite.data import BatchAugmentation, augmentation
 from segformer_lite.data.batch_transforms import chances, on_canvas
 from segformer_lite.training.batches import augments, mix
 from segformer_lite.training.config import COMPILE_MODES
-from segformer_lite.training.device import choose_device, choose_precision
+from segformer_lite.training.device import choose_device, choose_precision, weights_layout
 from segformer_lite.training.loop import train_step
 
 NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
@@ -40,7 +41,9 @@ def synthetic(count: int, classes: int, side: int, aspect: float) -> list[tuple[
     height, width = side, round(side * aspect)
     generator = torch.Generator().manual_seed(0)
     pictures = []
-    for _ in range(count):
+    for number in range(count):
+        if number % 3 == 1 or number % 3 == 2 and height > width:  # every third stands upright
+            height, width = width, height
         coarse = torch.randint(0, classes, (math.ceil(height / 32), math.ceil(width / 32)), generator=generator)
         label = coarse.repeat_interleave(32, 0).repeat_interleave(32, 1)[:height, :width]
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
@@ -48,18 +51,28 @@ def synthetic(count: int, classes: int, side: int, aspect: float) -> list[tuple[
     return pictures
 
 
-def batches(pictures: list, config: sl.TrainConfig, steps: int, device: torch.device):
-    """`steps` augmented batches, made as a run makes them."""
+def loaded(pictures: list, config: sl.TrainConfig, device: torch.device) -> list:
+    """Eight batches as the loader's workers leave them: pinned canvases for a GPU, lists of pictures for a CPU."""
+    size = config.batch_size
+    chosen = [[pictures[i % len(pictures)] for i in range(step * size, (step + 1) * size)] for step in range(8)]
+    if not augments(device):
+        return chosen
+    canvases = (on_canvas([(*pair, chances(mix(0, step, i))) for i, pair in enumerate(batch)])
+                for step, batch in enumerate(chosen))
+    return [[part.pin_memory() for part in canvas] for canvas in canvases]
+
+
+def batches(source: list, config: sl.TrainConfig, steps: int, device: torch.device):
+    """`steps` augmented batches, made of the loaded ones as a run makes them."""
     on_device = augments(device)
     augment = BatchAugmentation(config.augment, config.size) if on_device else augmentation(config.augment, config.size)
     for step in range(steps):
-        chosen = [pictures[(step * config.batch_size + i) % len(pictures)] for i in range(config.batch_size)]
+        batch = source[step % len(source)]
         if on_device:
-            canvas = on_canvas([(*pair, chances(mix(0, step, i))) for i, pair in enumerate(chosen)])
-            yield augment(*(part.pin_memory().to(device, non_blocking=True) for part in canvas))
+            yield augment(*(part.to(device, non_blocking=True) for part in batch))
         else:
             images, labels = zip(*(augment(tv_tensors.Image(image), tv_tensors.Mask(label))
-                                   for image, label in chosen), strict=True)
+                                   for image, label in batch), strict=True)
             yield tuple(torch.stack([item.as_subclass(torch.Tensor) for item in items]) for items in (images, labels))
 
 
@@ -68,16 +81,16 @@ def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace
     count, classes, aspect = PRESETS[preset]
     config, steps = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size), args.steps
     torch.manual_seed(0)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    model = sl.create_model(network, classes).to(device, memory_format=layout)
+    model = sl.create_model(network, classes).to(device, memory_format=weights_layout(device))
     if args.compile:
+        torch.compiler.reset()  # else it makes code for any size, once it has seen two
         model = torch.compile(model, mode=args.compile)
     optimizer = sl.training.make_optimizer(model, config.lr)
     dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    source = synthetic(args.pictures, classes, config.short_side, aspect)
+    source = loaded(synthetic(args.pictures, classes, config.short_side, aspect), config, device)
 
     def train(steps: int) -> None:
         for images, labels in batches(source, config, steps, device):
@@ -101,12 +114,15 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def idle(work: Callable[[], None]) -> float:
-    """Share of the time from the first to the last kernel of some work in which the GPU had none to run."""
+def idle(work: Callable[[], None]) -> float | None:
+    """Share of the time from the first to the last kernel of some work in which the GPU had none to run; None where
+    the profiler has seen no kernel."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
     spans = [(event.time_range.start, event.time_range.end) for event in profile.events()
              if event.device_type == torch.autograd.DeviceType.CUDA]
+    if not spans:
+        return None
     return round(1 - covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans)), 4)
 
 
@@ -120,20 +136,25 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def largest_that_fits(preset: str, network: str, gigabytes: float, args, device: torch.device) -> dict:
-    """The same with as much memory as a smaller card has: at the preset's batch size, or halved until it fits."""
-    whole = torch.cuda.get_device_properties(device).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes / whole), device)
+    """The same with as much memory as a smaller card has, less half a GB for CUDA itself: at the preset's batch size,
+    or halved until it fits."""
+    gc.collect()
+    torch.cuda.empty_cache()  # what is kept of the run before counts as free, however much it is
+    number = torch.cuda.current_device()
+    whole = torch.cuda.get_device_properties(number).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (gigabytes - 0.5) / whole), number)
     batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
     try:
         while batch_size:
             try:
                 return {"card_gb": gigabytes, **measure(preset, network, batch_size, args, device)}
             except torch.OutOfMemoryError:
+                gc.collect()
                 torch.cuda.empty_cache()
                 batch_size //= 2
         return {"card_gb": gigabytes, "preset": preset, "network": network, "batch_size": 0}
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, number)
 
 
 def main() -> None:
@@ -150,19 +171,23 @@ def main() -> None:
     if args.cards and device.type != "cuda":
         parser.error("--cards limits a GPU's memory, and torch finds no CUDA GPU here")
 
-    rows = []
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    content = {"command": " ".join(["python", "benchmarks/report_presets.py", *sys.argv[1:]]),
+               "device": name, "torch": torch.__version__.split("+")[0], "rows": []}
+    for row in rows(args, device):
+        print(row, flush=True)
+        content["rows"].append(row)
+        write(args.out / ("report-presets-compiled.json" if args.compile else "report-presets.json"), content)
+
+
+def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
+    """Every network under every preset: on the whole device, then on smaller cards."""
     for preset in PRESETS:
         batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
         for network in NETWORKS:
-            rows.append(measure(preset, network, batch_size, args, device))
-            print(rows[-1], flush=True)
+            yield measure(preset, network, batch_size, args, device)
             for gigabytes in args.cards:
-                rows.append(largest_that_fits(preset, network, gigabytes, args, device))
-                print(rows[-1], flush=True)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
-    content = {"command": " ".join(["python", "benchmarks/report_presets.py", *sys.argv[1:]]),
-               "device": name, "torch": torch.__version__.split("+")[0], "rows": rows}
-    write(args.out / ("report-presets-compiled.json" if args.compile else "report-presets.json"), content)
+                yield largest_that_fits(preset, network, gigabytes, args, device)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .models import SegFormer, preprocess
 from .show.curves import bar_panels
 from .training import TrainConfig, make_optimizer
 from .training.config import COMPILE_MODES
-from .training.device import choose_device
+from .training.device import choose_device, weights_layout
 from .training.loop import train_step
 
 CLASSES = 150
@@ -51,7 +51,7 @@ def run_bench(arguments) -> None:
         raise ValueError("sizes must be at least 32 px, batches and turns at least 1")
     device = choose_device(arguments.device)
     torch.manual_seed(0)
-    ours = SegFormer(arguments.variant, CLASSES).to(device)
+    ours = SegFormer(arguments.variant, CLASSES).to(device).to(memory_format=weights_layout(device))
     networks: dict[str, nn.Module] = {"segformer_lite": ours}
     for name, network in speed.peers(arguments.variant, ours).items():
         if isinstance(network, str):
@@ -76,7 +76,8 @@ def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:
     if "transformers" not in networks:
         return
     x = torch.randn(1, 3, 96, 64, device=device)
-    a, b = (speed.inference(networks[name], x, torch.float32)() for name in ("segformer_lite", "transformers"))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # a GPU's convolutions round to 10 bits otherwise
+        a, b = (speed.inference(networks[name], x, torch.float32)() for name in ("segformer_lite", "transformers"))
     if (a - b).abs().max() > SAME:
         raise ValueError(f"transformers' logits differ by {(a - b).abs().max():.2g}: they would not be compared fairly")
 
@@ -84,6 +85,8 @@ def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:
 def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int, batch: int, arguments,
             device: torch.device, rates: tuple[float, float]) -> dict:
     """One case: the networks in turns, their memory, and how near ours comes to the machine's product and copy."""
+    if arguments.compile:
+        torch.compiler.reset()  # else it makes code for any size and batch, once it has seen two
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
     dtype = PRECISIONS[precision]

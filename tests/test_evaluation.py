@@ -145,6 +145,42 @@ def test_wrong_pixels_count_for_the_regions_that_their_blob_touches():
     assert counts.tolist() == [[1, 1, 16, 16, 32], [0] * 5, [2, 2, 3200, 3140, 132]]
 
 
+def region_by_region(prediction, label):
+    """`size_counts` as its docstring says it, a class and a region at a time."""
+    counts = np.zeros((3, 5), int)
+    for c in set(np.unique(label)) - {0, 255}:
+        predicted = (prediction == c) & (label != 255)
+        regions, blobs = metrics.connected_components(label == c), metrics.connected_components(predicted)
+        for number in range(1, regions.max() + 1):
+            region = regions == number
+            area, right = region.sum(), (region & predicted).sum()
+            wrong = np.isin(blobs, blobs[region & predicted]) & (label != c)
+            row = [low <= area / label.size < high for low, high in metrics.SIZE_BINS.values()].index(True)
+            counts[row] += (1, 2 * right >= area, area, right, wrong.sum())
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_all_classes_at_once_count_what_each_counts_alone(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(height=60, width=84):
+        coarse = torch.randint(0, 5, (1, 1, 5 + seed, 7), generator=generator).float()
+        whole = torch.nn.functional.interpolate(coarse, (height, width))[0, 0]
+        return whole.to(torch.uint8 if seed % 2 else torch.int64)
+
+    label, prediction = some(), some()
+    prediction = torch.where(torch.rand(60, 84, generator=generator) < 0.5, label, prediction)
+    label[torch.rand(60, 84, generator=generator) < 0.1 * (seed % 3)] = 255
+    valid, d = label != 255, metrics.boundary_distance(60, 84)
+    counts = metrics.boundary_counts(prediction, label, 5)
+    for c in range(5):
+        p, q = (metrics.boundary((of == c) & valid, d) for of in (prediction, label))
+        assert counts[:, c].tolist() == [(p & q).sum().item(), (p | q).sum().item()]
+    expected = region_by_region(prediction.numpy(), label.numpy())
+    assert expected[:, 0].sum() > 5 and np.array_equal(metrics.size_counts(prediction, label), expected)
+
+
 class FromRed(Segmenter):
     """Reads the class off the red channel, so that evaluation itself is under test."""
 

@@ -171,6 +171,28 @@ def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, t
     assert "--steps 1" in content["command"]
 
 
+def test_a_smaller_card_gets_half_the_batch_until_it_fits(benchmarks, monkeypatch):
+    import report_presets
+
+    shares, tried = [], []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, number: shares.append(
+        (share, number.__index__())))  # the real one takes no device without a number
+
+    def measure(preset, network, batch_size, args, device):
+        tried.append(batch_size)
+        if batch_size > 16:
+            raise torch.OutOfMemoryError
+        return {"batch_size": batch_size}
+
+    monkeypatch.setattr(report_presets, "measure", measure)
+    found = report_presets.largest_that_fits("report-coco", "unet", 8, SimpleNamespace(batch_size=None),
+                                             torch.device("cuda"))
+    assert found == {"card_gb": 8, "batch_size": 16} and tried == [64, 32, 16]
+    assert shares == [(7.5 / 80, 0), (1.0, 0)]
+
+
 def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmarks, monkeypatch, capsys):
     import gpu
     import report_presets
@@ -184,7 +206,7 @@ def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmar
     assert gpu.main() == 1 and capsys.readouterr().out.count("FAILED") == 1
     monkeypatch.setattr(cli_bench, "run_bench", lambda arguments: run.append(arguments.out.name))
     monkeypatch.setattr(report_presets, "choose_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(report_presets, "PRESETS", {})
+    monkeypatch.setattr(report_presets, "rows", lambda args, device: [{}])
     monkeypatch.setattr(report_presets, "write", lambda path, content: run.append(path.name))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     for part in run[:]:
@@ -193,5 +215,5 @@ def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmar
         else:
             monkeypatch.setattr("sys.argv", part)
             report_presets.main()
-    assert run[4:] == ["speed-cuda.json", "report-presets.json", "report-presets-compiled.json",
-                       "speed-cuda-compiled.json"]
+    assert run[4:] == ["cuda-speed.json", "report-presets.json", "report-presets-compiled.json",
+                       "cuda-speed-compiled.json"]

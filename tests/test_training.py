@@ -204,6 +204,25 @@ def test_a_run_goes_on_where_another_precision_was_used(sample, tmp_path):
     assert trainer.done == 2
 
 
+def test_a_run_goes_on_where_weights_lie_otherwise_in_memory(sample, tmp_path):
+    """On a GPU they are channels last, on a CPU not; AdamW's kernels walk through memory, and want its means alike."""
+    first = config(sample, tmp_path / "run", steps=2)
+    sl.train(first, progress=False)
+    file = tmp_path / "run" / checkpoint.CHECKPOINT
+    content = torch.load(file, weights_only=True)
+    for state in content["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].ndim == 4:
+                state[name] = state[name].to(memory_format=torch.channels_last)
+    torch.save(content, file)
+    trainer = loop.Training(first, tmp_path / "run", False, torch.device("cpu"))
+    for parameter, state in trainer.optimizer.state.items():
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+    saved = [state["exp_avg"] for state in content["optimizer"]["state"].values()]
+    for before, after in zip(saved, trainer.optimizer.state.values(), strict=True):
+        assert torch.equal(before, after["exp_avg"])
+
+
 def test_a_compiled_run_gives_the_same_numbers_and_plain_files(sample, tmp_path, monkeypatch):
     compile, modes = torch.compile, []
 

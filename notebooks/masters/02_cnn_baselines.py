@@ -86,10 +86,10 @@ show.network(lit=("image", "mask"))
 # ## The way down
 #
 # All three begin in the same way: 3 × 3 convolutions, then max pooling, which keeps the largest of
-# four numbers and halves both sides; and again, five times (U-Net: four). FCN and SegNet take the thirteen
-# convolutions of VGG-16 (Simonyan and Zisserman, 2014,
-# [arXiv:1409.1556](https://arxiv.org/abs/1409.1556)), a network that was made to name pictures; U-Net
-# takes ten of its own.
+# four numbers and halves both sides; and again, five times (U-Net: four). FCN and SegNet take the
+# thirteen convolutions of VGG-16 (Simonyan and Zisserman, 2014,
+# [arXiv:1409.1556](https://arxiv.org/abs/1409.1556)), a network that was made to name pictures;
+# U-Net takes ten of its own.
 
 # %%
 def conv3(c_in, c_out):
@@ -1009,9 +1009,10 @@ for name, rows in SETS.items():
 #
 # What these numbers cannot say. "Large" begins at 3 % of the picture, and few regions fill most of
 # it; at 96 pixels the middle of every network's last map can see the whole picture (140 pixels for
-# U-Net, 404 for FCN, all of it for SegFormer). And a failing picture is not yet a failing *size*: the report looks at the pictures
-# with the largest loss, and a large object that is wrong makes a large loss, whatever the reason. A
-# small one that is wrong hardly shows. [Chapter 09](09_train_coco.ipynb) takes that claim apart.
+# U-Net, 404 for FCN, all of it for SegFormer). And a failing picture is not yet a failing *size*:
+# the report looks at the pictures with the largest loss, and a large object that is wrong makes a
+# large loss, whatever the reason. A small one that is wrong hardly shows. [Chapter
+# 09](09_train_coco.ipynb) takes that claim apart.
 
 # %% [markdown]
 # ## Two of them, here and now

@@ -59,8 +59,8 @@ show.network(lit="mix_ffn")
 # In a street scene the sky is above and the road below. A network that labels pixels should be able
 # to use that. **How does a token know where it is?**
 #
-# Surely attention sees it? Chapter 04 has tried; recall it, or try again: take a map of 6 × 6 tokens, shuffle the 36 tokens, and send both
-# maps through plain self-attention.
+# Surely attention sees it? Chapter 04 has tried; recall it, or try again: take a map of 6 × 6
+# tokens, shuffle the 36 tokens, and send both maps through plain self-attention.
 #
 # **Predict, then run.** What happens to the output when the tokens are shuffled?
 #
@@ -632,7 +632,8 @@ show.figure(fig, alt=(
 # - *Zeros in patch embeddings only* ends just as high. So it is **not necessary**: position would be
 #   there without any zeros in Mix-FFN.
 # - *Without the convolution* the place gets in through the patch embeddings, but spreads slowly:
-#   0.75 in stage 4, where the others reach 1.00. Somebody has to pass the message on from the border, and the 3 × 3 convolution does.
+#   0.75 in stage 4, where the others reach 1.00. Somebody has to pass the message on from the
+#   border, and the 3 × 3 convolution does.
 # - *Replicate* leaks although it did nothing to a constant picture: in noise, a row that occurs twice
 #   gives the border away. *Circular* and *reflect* tell nothing.
 #

@@ -1236,8 +1236,8 @@ with torch.no_grad():
 # - Drop path leaves out whole branches, late ones more often, and keeps their average.
 # - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture
 #   from 32 pixels up.
-# - The encoders of B0 to B5 differ in `dims` and `depths` only. In B0 parameters sit late, and the work is done
-#   everywhere.
+# - The encoders of B0 to B5 differ in `dims` and `depths` only. In B0 parameters sit late, and the
+#   work is done everywhere.
 # - The paper's "FLOPs" are multiply-accumulates; its Tables 6 and 7 describe wider Mix-FFNs than
 #   those released.
 # - The first weights decide which parts are awake when training begins.

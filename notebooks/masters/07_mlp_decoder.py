@@ -535,9 +535,10 @@ for name, dims, dim in (("B0", (32, 64, 160, 256), 256), ("B2", (64, 128, 320, 5
         print(f"{name}, {px:3d} px: as printed the decoder has {long / short:4.1f} times the work")
 
 # %% [markdown]
-# At 64 pixels B2's folded decoder has gained nothing: line 3 as printed costs 256 pixels × $4 · 768^2$,
-# the four products $768^2 · (64 + 128 + 320 + 512)$, the same 0.6 G. Pictures that small are rare. And once a network is trained, the
-# product may be worked out once and kept; exercise 4 does that.
+# At 64 pixels B2's folded decoder has gained nothing: line 3 as printed costs 256 pixels × 4 · 768²,
+# and the four products of matrices 768² × (64 + 128 + 320 + 512), the same 0.6 G. Pictures that
+# small are rare. And once a network is trained, the products may be worked out once and kept;
+# exercise 4 does that.
 
 # %% [markdown]
 # ## Where the folding must stop
@@ -885,8 +886,9 @@ show.figure(fig, alt=(
 # things, and it has all of F1's channels to place an edge by. But it has to *learn* to do better,
 # and below about 50 pixels of area the grid itself is against it.
 #
-# Why not decode at 1/2, then? As printed, lines 3 and 4 cost four times as much, and the maps take four
-# times the memory; and there is no F0 to take fine detail from: the first thing the network does to the picture is a step of four pixels.
+# Why not decode at 1/2, then? As printed, lines 3 and 4 cost four times as much, and the maps take
+# four times the memory; and there is no F0 to take fine detail from: the first thing the network
+# does to the picture is a step of four pixels.
 
 # %% [markdown]
 # ### The trachea
@@ -1003,8 +1005,8 @@ show.figure(fig, alt=(
 # Every count is the paper's. (Its caption does not say which encoder; the counts say B2.) Eight
 # times the width buys 0.7 points and costs twelve times the work, so the paper settles on 768. Its
 # reason is the work *as printed*, which grows with $C^2$ at every pixel. Folded (dashed) it grows
-# little faster than $C$, and the same gain would cost about half as much again. What stays is memory: $C$ numbers
-# at every pixel of F1's size, for the batch norm to work on.
+# little faster than $C$, and the same gain would cost about half as much again. What stays is
+# memory: $C$ numbers at every pixel of F1's size, for the batch norm to work on.
 
 # %% [markdown]
 # ## The report's decoder
@@ -1123,7 +1125,8 @@ checks.fold_linear(my_fold)
 # Scroll up to the four lines of the question, no further, and write the decoder as printed, with
 # the batch norm, the ReLU and the dropout of whole channels before the last line. The check loads
 # the package's weights into yours, so the names must fit: `linear` (a `ModuleList` of `nn.Linear`),
-# `fuse` (an `nn.Linear` without bias), `norm`, `dropout`, and `classify`, a 1 × 1 convolution. F4 comes first in the stack.
+# `fuse` (an `nn.Linear` without bias), `norm`, `dropout`, and `classify`, a 1 × 1 convolution. F4
+# comes first in the stack.
 #
 # <details><summary>Hint</summary>
 #

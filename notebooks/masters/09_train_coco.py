@@ -1046,8 +1046,8 @@ checks.weighted_config(my_weighted_config)
 # %% [markdown]
 # ## The package's version
 #
-# `sl.evaluate` counts regions with `size_counts`. It does all regions of a class at once, without
-# the loop over regions:
+# `sl.evaluate` counts regions with `size_counts`. It does all regions of all classes at once, without
+# the two loops:
 
 # %%
 print(inspect.getsource(size_counts).split('"""')[2])

@@ -65,7 +65,7 @@ def check_torch(facts: dict) -> Result:
 
 
 def check_gpu(facts: dict, driver: list[str], hidden: bool) -> Result:
-    """driver: the GPUs that the NVIDIA driver lists; hidden: CUDA_VISIBLE_DEVICES is set and empty."""
+    """driver: the GPUs that the NVIDIA driver lists; hidden: CUDA_VISIBLE_DEVICES is set and names none."""
     if "torch" not in facts:
         return Result("GPU", None, "not asked, because torch does not import")
     gpu = facts["gpu"]
@@ -76,7 +76,7 @@ def check_gpu(facts: dict, driver: list[str], hidden: bool) -> Result:
     if gpu:
         return Result("GPU", True, f"{gpu}, {facts['gpu_gb']:.0f} GB, CUDA {facts['cuda']}")
     if hidden:
-        return Result("GPU", None, "hidden by the empty CUDA_VISIBLE_DEVICES: the CPU path works")
+        return Result("GPU", None, "hidden by CUDA_VISIBLE_DEVICES, which names none: the CPU path works")
     if driver and facts["cuda"]:
         return Result("GPU", False, f"the driver of {driver[0]} does not serve torch's CUDA {facts['cuda']}",
                       "update the NVIDIA driver and restart; until then everything runs on the CPU")
@@ -233,7 +233,7 @@ def examine(root: Path) -> list[Result]:
         check_python(sys.version_info[:3]),
         check_environment(sys.prefix, sys.base_prefix, os.environ.get("CONDA_PREFIX")),
         check_torch(torch_facts),
-        check_gpu(torch_facts, driver_gpus(), hidden=os.environ.get("CUDA_VISIBLE_DEVICES") == ""),
+        check_gpu(torch_facts, driver_gpus(), hidden=os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")),
         check_memory(memory_bytes()),
         check_disk(shutil.disk_usage(root).free, needed_gb=2 if installed else 8),
         check_kernel(probe(KERNEL_PROBE), sys.executable),

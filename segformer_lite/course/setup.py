@@ -11,6 +11,7 @@ import torch
 
 from ..data import runs_folder
 from ..show import use_style
+from ..training.device import cuda_computes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def setup(mode: str | None = None, seed: int = 0, mps: bool = False) -> Session:
     testing = bool(os.environ.get("SEGFORMER_TEST"))
     if testing:
         torch.set_num_threads(1)
-    if torch.cuda.is_available() and not testing:
+    if not testing and cuda_computes():
         device = torch.device("cuda")
     elif mps and torch.backends.mps.is_available():
         device = torch.device("mps")

@@ -14,9 +14,9 @@ def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore
 
     Pixels labelled `ignore_index` are left out of both.
     """
-    valid = label != ignore_index
-    pairs = num_classes * label[valid].long() + prediction[valid]  # a uint8 would start again at 256
-    return torch.bincount(pairs.flatten(), minlength=num_classes**2).reshape(num_classes, num_classes)
+    pairs = num_classes * label.long() + prediction  # a uint8 would start again at 256
+    pairs = torch.where(label != ignore_index, pairs, num_classes**2)  # counted, and cut off
+    return torch.bincount(pairs.flatten(), minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -53,36 +53,55 @@ def boundary(mask: Tensor, d: int) -> Tensor:
     return mask & (outside > 0)
 
 
+def boundaries(labels: Tensor, d: int) -> Tensor:
+    """`boundary` of every class of a label map (H, W) at once: bool (H, W).
+
+    A pixel belongs to it when the square of 2 d + 1 px around it holds two values, the picture's outside being one:
+    when its maximum is not its minimum. A maximum over 1, 2, 4, ... px is one over twice half of them.
+    """
+    extremes = F.pad(labels.short(), (d, d, d, d), value=-1)
+    extremes = torch.stack([extremes, -extremes])
+    for _ in range(2):  # along the rows, then along the columns
+        reach = 1
+        while 2 * reach <= 2 * d + 1:
+            extremes = torch.maximum(extremes[..., :-reach], extremes[..., reach:])
+            reach *= 2
+        rest = 2 * d + 1 - reach
+        extremes = torch.maximum(extremes[..., :extremes.shape[-1] - rest], extremes[..., rest:]).transpose(1, 2)
+    return extremes[0] != -extremes[1]
+
+
 def boundary_counts(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """Intersection and union of the boundary bands of each class in one picture: int64 (2, K).
 
     Arguments: `prediction` and `label` (H, W). Source: Boundary IoU, Cheng et al. 2021, section 4.
     """
-    counts = torch.zeros(2, num_classes, dtype=torch.int64)
-    valid = label != ignore_index
-    present = torch.unique(torch.cat([prediction[valid], label[valid]])).long()
-    if len(present) == 0:
-        return counts
+    valid, d = label != ignore_index, boundary_distance(*label.shape)
     prediction = torch.where(valid, prediction, ignore_index)
-    d = boundary_distance(*label.shape)
-    p = boundary(prediction == present.view(-1, 1, 1), d) & valid
-    q = boundary(label == present.view(-1, 1, 1), d) & valid
-    counts[0, present.cpu()] = (p & q).sum((1, 2)).cpu()
-    counts[1, present.cpu()] = (p | q).sum((1, 2)).cpu()
-    return counts
+    p, q = boundaries(prediction, d) & valid, boundaries(label, d) & valid
+
+    def pixels(of: Tensor, where: Tensor) -> Tensor:
+        return torch.bincount(torch.where(where, of.long(), num_classes).flatten(), minlength=num_classes + 1)[:-1]
+
+    intersection = pixels(label, p & q & (prediction == label))
+    return torch.stack([intersection, pixels(prediction, p) + pixels(label, q) - intersection]).cpu()
 
 
-def connected_components(mask: np.ndarray) -> np.ndarray:
-    """Number the 4-connected regions of a bool (H, W) mask: int64 (H, W), 0 outside, 1, 2, ... inside.
+def connected_components(labels: np.ndarray) -> np.ndarray:
+    """Number the 4-connected regions of one label in a map (H, W), or of True in a mask: int64 (H, W).
 
-    Pixels of a row that touch form a run. Runs of neighbouring rows that touch take over the smaller number, until
-    nothing changes; following numbers to the run that they name keeps the rounds few.
+    0 where the label is 0; 1, 2, ... elsewhere. Pixels of a row that touch and are alike form a run. Runs of
+    neighbouring rows that touch and are alike take over the smaller number, until nothing changes; following numbers
+    to the run that they name keeps the rounds few.
     """
-    height, width = mask.shape
-    starts = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :width]
-    run = np.where(mask, np.cumsum(starts).reshape(height, width), 0)
-    touching = mask[1:] & mask[:-1]
-    upper, lower = np.unique(np.stack([run[:-1][touching], run[1:][touching]]), axis=1)
+    inside = labels != 0
+    starts = inside.copy()
+    starts[:, 1:] &= labels[:, 1:] != labels[:, :-1]
+    run = np.where(inside, np.cumsum(starts).reshape(labels.shape), 0)
+    touching = inside[1:] & (labels[1:] == labels[:-1])
+    first = touching.copy()  # of the pixels where the same two runs touch, one is enough
+    first[:, 1:] &= ~touching[:, :-1] | starts[1:, 1:] | starts[:-1, 1:]
+    upper, lower = run[:-1][first], run[1:][first]
     number = np.arange(starts.sum() + 1)
     while True:
         new = number.copy()
@@ -104,19 +123,17 @@ def size_counts(prediction: Tensor, label: Tensor, ignore_index: int = 255,
     their pixels right), their pixels, their pixels that are right, and wrong pixels in the predicted regions of their
     class that touch them: right / (pixels + wrong) is an IoU. A region is a connected component of a foreground class.
     """
-    counts = np.zeros((len(bins), 5), dtype=np.int64)
     edges = np.array([low for low, _ in bins.values()][1:]) * label.numel()
     label, prediction = label.cpu().numpy(), prediction.cpu().numpy()
-    for c in np.unique(label):
-        if c in (0, ignore_index):
-            continue
-        labelled, predicted = label == c, (prediction == c) & (label != ignore_index)
-        regions, blobs = connected_components(labelled), connected_components(predicted)
-        pixels = np.bincount(regions.ravel())[1:]
-        right = np.bincount(regions[predicted], minlength=len(pixels) + 1)[1:]
-        region, blob = np.unique(np.stack([regions, blobs])[:, labelled & predicted], axis=1)  # pairs that touch
-        outside = np.bincount(blobs[~labelled], minlength=blobs.max() + 1)
-        wrong = np.bincount(region, outside[blob], len(pixels) + 1)[1:].astype(np.int64)
-        rows = np.searchsorted(edges, pixels, side="right")
-        np.add.at(counts, rows, np.stack([np.ones_like(pixels), 2 * right >= pixels, pixels, right, wrong], axis=1))
+    regions, blobs = (connected_components(np.where(label == ignore_index, 0, of)) for of in (label, prediction))
+    right = (label == prediction) & (regions > 0)
+    areas = np.bincount(regions.ravel())
+    hits = np.bincount(regions[right], minlength=len(areas))
+    outside = np.bincount(blobs[label != prediction], minlength=blobs.max() + 1)  # of each blob, its wrong pixels
+    pairs = (regions * (blobs.max() + 1) + blobs)[right]  # which region and which blob share a pixel, as one number
+    region, blob = np.divmod(np.unique(pairs[np.diff(pairs, prepend=-1) != 0]), blobs.max() + 1)
+    wrong = np.bincount(region, outside[blob], len(areas)).astype(np.int64)
+    counts = np.zeros((len(bins), 5), dtype=np.int64)
+    table = np.stack([np.ones_like(areas), 2 * hits >= areas, areas, hits, wrong], axis=1)
+    np.add.at(counts, np.searchsorted(edges, areas[1:], side="right"), table[1:])
     return counts

@@ -78,7 +78,7 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Label map of each image: uint8 (or normalised float) (B, 3, H, W) -> int64 (B, H, W).
+        """Label map of each image: uint8 (or normalised float) (B, 3, H, W) -> int64 (B, H, W), where the images are.
 
         Runs in evaluation mode and leaves the model in the mode it was in.
         """
@@ -88,6 +88,6 @@ class Segmenter(nn.Module):
             x = preprocess(images) if images.dtype == torch.uint8 else images
             logits = self(x.to(device_of(self)))
             # Upsample the logits, not the labels: borders stay smooth.
-            return label_map(logits.float(), images.shape[-2:])
+            return label_map(logits.float(), images.shape[-2:]).to(images.device)
         finally:
             self.train(was_training)

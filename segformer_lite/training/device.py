@@ -6,13 +6,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
+def cuda_computes() -> bool:
+    """Whether torch finds a CUDA GPU, and has kernels for it: a card may be too old for this torch."""
+    try:
+        return torch.cuda.is_available() and bool(torch.ones(1, device="cuda").item())
+    except RuntimeError:
+        return False
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """The device to work on; "auto" takes CUDA, then the CPU (MPS only when asked for by name).
 
     Raises ValueError for one that this machine, or this torch, does not have.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if cuda_computes() else "cpu"
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     try:
         chosen = torch.device(device)
@@ -32,6 +40,11 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     native = device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if native else torch.float32
+
+
+def weights_layout(device: torch.device) -> torch.memory_format:
+    """How weights lie in memory: channels last suits CUDA's kernels; on a CPU the plain layout trains faster."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from ..models import Segmenter, create_model, preprocess
 from . import checkpoint, distributed
 from .batches import StepBatches, load, mix
 from .config import TrainConfig
-from .device import choose_device, choose_precision, mixed_precision
+from .device import choose_device, choose_precision, mixed_precision, weights_layout
 from .losses import segmentation_loss
 from .pictures import draw_loss, draw_preview
 from .schedule import make_optimizer, poly_with_warmup
@@ -126,9 +126,7 @@ class Training:
         if config.weights and not resume:
             checkpoint.start_from(model, config.weights)
         model.encoder.requires_grad_(not config.freeze_encoder)
-        # Channels last suits CUDA kernels; on a CPU the plain layout trains faster.
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model: Segmenter = model.to(device=device).to(memory_format=layout)
+        self.model: Segmenter = model.to(device=device).to(memory_format=weights_layout(device))
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay, config.head_lr_mult)
         self.dtype = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -249,6 +247,9 @@ class Training:
                              f"{_short(self.settings[key])}: resume with the same settings, or start a new run")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        for parameter, state in self.optimizer.state.items():  # AdamW wants its means in the weights' memory layout,
+            for mean in ("exp_avg", "exp_avg_sq"):  # and gets that of the device on which they were saved
+                state[mean] = torch.empty_like(parameter.detach()).copy_(state[mean])
         if content["scaler"]:  # empty where the device before needed none
             self.scaler.load_state_dict(content["scaler"])
         self.done = content["step"]

@@ -1,6 +1,7 @@
 """The loss: cross-entropy of every labelled pixel, weighted by class where asked, and Dice of whole regions."""
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import product
 
 import torch
@@ -20,12 +21,18 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255,
     one process's share of a larger one; `class_weights`: a factor for the pixels of each class; `dice_weight`: how
     much of `dice_loss` is added. Source: section 3.2 (the loss acts at label resolution).
     """
-    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    weights = None if class_weights is None else weights_on(logits.device, logits.dtype, tuple(class_weights))
     total = UpsampledCrossEntropy.apply(logits, labels, weights, ignore_index)
     loss = total / ((labels != ignore_index).sum().clamp(min=1) if count is None else count)
     if dice_weight:
         loss = loss + dice_weight * dice_loss(upsample(logits, labels.shape[-2:]), labels, ignore_index)
     return loss
+
+
+@cache  # to copy them to a GPU for every batch would wait for all that the GPU has still to do
+def weights_on(device: torch.device, dtype: torch.dtype, weights: tuple[float, ...]) -> Tensor:
+    """Class weights as a tensor (K,)."""
+    return torch.tensor(weights, device=device, dtype=dtype)
 
 
 class UpsampledCrossEntropy(torch.autograd.Function):
@@ -42,10 +49,10 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
         total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
         values = UpsampledCrossEntropy.PART * (1 if logits.device.type == "cpu" else UpsampledCrossEntropy.GPU)
-        for where, rows, columns, label in strips(logits, labels, values):
+        for where, matrices, label in strips(logits, labels, values):
             part = logits[where].detach().requires_grad_()
             with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
-                loss = F.cross_entropy(*pixels(part, rows, columns, label), weights, ignore_index=ignore_index,
+                loss = F.cross_entropy(*pixels(part, matrices, label), weights, ignore_index=ignore_index,
                                        reduction="sum")
             total += loss.detach()
             if ctx.needs_input_grad[0]:
@@ -59,13 +66,14 @@ class UpsampledCrossEntropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * gradient, None, None, None
 
 
-def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple[tuple[slice, ...], Tensor, Tensor, Tensor]]:
+def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple]:
     """Cut labels (B, H, W) into strips of about `values` upsampled logits: some pictures, or some rows of one.
 
     Yields for each: where in `logits` (B, K, h, w) its neighbours are, the matrices that upsample their rows and
-    columns (see `interpolation`), and the strip's labels.
+    columns (see `interpolation`), None where the logits are as large as the labels, and the strip's labels.
     """
     height, width = labels.shape[-2:]
+    as_large = logits.shape[2:] == labels.shape[1:]
     rows, columns = interpolation(logits.shape[2], height, logits), interpolation(logits.shape[3], width, logits)
     lines = max(1, values // (logits.shape[1] * width))
     pictures, lines = max(1, lines // height), min(lines, height)
@@ -74,17 +82,24 @@ def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple[tuple[
         label = labels[i:i + pictures, j:j + lines]
         first = max(0, int((j + 0.5) * scale - 0.5))  # of the two rows of logits nearest to the strip's first line
         last = int((j + label.shape[1] - 0.5) * scale - 0.5) + 1
-        near = slice(first, last + 1)
-        yield (slice(i, i + pictures), slice(None), near), rows[j:j + lines, near], columns, label
+        near = slice(j, j + lines) if as_large else slice(first, last + 1)
+        matrices = None if as_large else (rows[j:j + lines, near], columns)
+        yield (slice(i, i + pictures), slice(None), near), matrices, label
 
 
-def pixels(logits: Tensor, rows: Tensor, columns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Upsampled logits and labels as cross-entropy takes them fastest on a CPU: few classes as maps, (B, K, H, W)
-    and (B, H, W); many as one row for each pixel, (B H W, K) and (B H W), as the decoder leaves them in memory."""
-    if logits.shape[1] < 64:
-        return rows @ (logits @ columns.T), labels
-    wide = columns @ logits.permute(0, 2, 3, 1)  # (B, h, W, K)
-    return (rows @ wide.flatten(2)).view(-1, logits.shape[1]), labels.flatten()
+def pixels(logits: Tensor, matrices: tuple[Tensor, Tensor] | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Upsampled logits and labels as cross-entropy takes them fastest: as maps, (B, K, H, W) and (B, H, W); many
+    classes on a CPU as one row for each pixel, (B H W, K) and (B H W), as the decoder leaves them in memory."""
+    if logits.shape[1] < 64 or logits.device.type != "cpu":
+        if matrices:
+            rows, columns = matrices
+            logits = rows @ (logits @ columns.T)
+        return logits, labels
+    values = logits.permute(0, 2, 3, 1)  # (B, h, w, K)
+    if matrices:
+        rows, columns = matrices
+        values = rows @ (columns @ values).flatten(2)
+    return values.reshape(-1, logits.shape[1]), labels.flatten()
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
@@ -96,7 +111,7 @@ def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor
     Source: V-Net, Milletari et al. 2016, section 3 (there with squared terms below).
     """
     valid = (labels != ignore_index)[:, None]
-    truth = F.one_hot(labels.where(valid[:, 0], 0), logits.shape[1]).permute(0, 3, 1, 2) * valid
+    truth = (labels[:, None] == torch.arange(logits.shape[1], device=labels.device).view(-1, 1, 1)) & valid
     probability = logits.softmax(dim=1) * valid
     overlap, size = (probability * truth).sum((2, 3)), (probability + truth).sum((2, 3))
     return (1 - (2 * overlap + 1) / (size + 1)).mean()
