@@ -12,7 +12,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import grid_sample, pad
 
 from .base import IGNORE_INDEX
 from .transforms import COLOURS, MEAN_COLOUR, SHARE, TRIES, PhotometricDistortion, augmentation
@@ -149,28 +149,20 @@ def along(axis: int, images: Tensor, centres: Tensor, reach: Tensor, lengths: Te
 def rotate(images: Tensor, labels: Tensor, sizes: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:
     """Each picture turned counter-clockwise about its centre within its own frame: images bilinear, labels nearest."""
     height, width = (sizes[:, axis, None, None].float() for axis in (0, 1))
-    y = torch.arange(images.shape[2], device=images.device)[:, None] + 0.5 - height / 2
-    x = torch.arange(images.shape[3], device=images.device) + 0.5 - width / 2
+    y = torch.arange(images.shape[2], device=images.device)[:, None] + 0.5
+    x = torch.arange(images.shape[3], device=images.device) + 0.5
+    picture = ((y < height) & (x < width))[:, None].float()  # 1 there, 0 where the canvas goes on
     cos, sin = (f(torch.deg2rad(degrees)).float()[:, None, None] for f in (torch.cos, torch.sin))
+    x, y = x - width / 2, y - height / 2
     x, y = cos * x - sin * y + width / 2, sin * x + cos * y + height / 2  # where each pixel comes from
+    places = torch.stack([2 * x / images.shape[3] - 1, 2 * y / images.shape[2] - 1], dim=-1)
 
-    def take(batch: Tensor, column: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The pixels of (B, C, H, W) at (B, H, W), and whether they belong to the picture."""
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        index = torch.where(inside, row * batch.shape[3] + column, 0).long().flatten(1)[:, None]
-        return batch.flatten(2).take_along_dim(index, dim=2).view_as(batch), inside[:, None]
-
-    taken, inside = take(labels[:, None], x.floor(), y.floor())
-    turned_labels = torch.where(inside, taken, IGNORE_INDEX)[:, 0]
-
-    left, above = (x - 0.5).floor(), (y - 0.5).floor()
-    total = covered = torch.zeros(())
-    for column, across in ((left, left + 1.5 - x), (left + 1, x - 0.5 - left)):
-        for row, down in ((above, above + 1.5 - y), (above + 1, y - 0.5 - above)):
-            taken, inside = take(images, column, row)
-            weight = (across * down)[:, None] * inside
-            total, covered = total + weight * taken, covered + weight
-    return to_bytes(total + (1 - covered) * mean_colour(total.device)), turned_labels
+    # What lies outside is sampled as 0: no colour and no share of the picture, and of 255 - label, 255.
+    turned = grid_sample(torch.cat([images * picture, picture], dim=1), places, align_corners=False)
+    total, covered = turned.split((3, 1), dim=1)
+    taken = grid_sample((IGNORE_INDEX - labels.float())[:, None] * picture, places, "nearest", align_corners=False)
+    turned_labels = (IGNORE_INDEX - taken[:, 0]).to(labels.dtype)
+    return to_bytes(total + (1 - covered) * mean_colour(images.device)), turned_labels
 
 
 def blur(images: Tensor) -> Tensor:
