@@ -379,6 +379,18 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(device):
         choose_device(device)
 
 
+def test_a_gpu_for_which_torch_has_no_kernels_is_not_chosen(monkeypatch):
+    def ones(*size, device=None):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert choose_device().type == "cpu"
+    with pytest.raises(ValueError, match="no device 'cuda'"):
+        choose_device("cuda")
+
+
 def test_report_presets_are_the_reports_settings():
     coco, ct = sl.training.PRESETS["report-coco"], sl.training.PRESETS["report-chest-ct"]
     assert (coco.size, coco.epochs, coco.data_options["limit"], coco.augment) == (256, 100, 50_000, "pspnet")

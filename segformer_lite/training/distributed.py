@@ -25,6 +25,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     Raises ValueError where there are more processes than GPUs.
     """
     if not dist.is_torchelastic_launched() or dist.is_initialized():
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what pins memory and asks for bfloat16 asks the current one
         yield device
         return
     if device.type == "cuda":

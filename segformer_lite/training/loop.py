@@ -1,7 +1,7 @@
 """The training loop: batches by step, one optimiser step each, a log, checkpoints, a network at the end.
 
 A run may be cut anywhere, by Ctrl-C, a full disk or a kill: its last checkpoint is whole, and a run resumed from
-there gives the same numbers as one that was never cut.
+there gives the same numbers as one that was never cut (on a GPU nearly: some of its sums come in no fixed order).
 """
 
 import json
