@@ -166,9 +166,8 @@ with Image.open(root / "train2017" / name) as file:
     scene = np.array(file.convert("RGB"))
 fig = show.grid([scene, *readings.values()], ["the picture", *readings], cell=1.2, cmap="cividis")
 show.figure(fig, alt=(
-    "A drawn street scene with a row of small people, and three readings of the crowd's run "
-    "lengths. Column by column gives the row of people. Row by row gives short dashes scattered "
-    "from top to bottom. Starting with ones gives everything but the people."))
+    "A drawn street scene with a row of small people, and three readings of the crowd's run lengths: column by "
+    "column, row by row, and starting with ones. The answer below says what they show."))
 
 # %% [markdown]
 # <details>
@@ -274,9 +273,8 @@ for ax, title in zip(axes, ["the outlines", "largest first", "smallest first"]):
     ax.set(title=title, xticks=[], yticks=[])
 masks.legend(fig, maps, names, palette)
 show.figure(fig, alt=(
-    "Left, the outlines of a table with a pizza, two cups and a fork on it. Middle, painted "
-    "largest first: all objects are there. Right, painted smallest first: one plain table, "
-    "everything on it has disappeared."))
+    "Left, the outlines of a table with a pizza, two cups and a fork on it. Middle and right, their label map "
+    "painted largest first and smallest first; the answer below says what is left of them."))
 
 # %% [markdown]
 # <details>
@@ -481,9 +479,8 @@ for ax, (title, piece) in zip(axes, pieces.items()):
 masks.legend(fig, [pieces["nearest"], pieces["bilinear"].where(pieces["bilinear"] < 11, 255)],
              coco.classes, coco.palette)
 show.figure(fig, alt=(
-    "A stop sign in a drawn street, and its label map at half size. With nearest the sign is one "
-    "plain octagon on background. With bilinear the octagon has a rim of pixels in the colours of "
-    "other classes, and so has the cat below it."))
+    "A stop sign in a drawn street, and its label map at half size, reduced by nearest and by bilinear "
+    "interpolation. The next cell counts what the second has invented, and the answer says where."))
 
 # %%
 def invented(label, mode):

@@ -154,11 +154,9 @@ right.plot(n, 4 * (n * 2 / 3) ** 0.5, color=show.COLOURS["red"], label="sees: 4 
 right.set(xlabel="layers n", ylabel="px")
 right.legend()
 show.figure(fig, alt=(
-    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, each "
-    "lower and wider than the one before, on which a normal curve lies exactly; a coloured bar "
-    "below each shows how far it could see, for 64 layers many times wider than the bell. Right, "
-    "over the number of layers: a straight grey line for what could be seen and a red curve that "
-    "flattens for what is seen."))
+    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, on which a normal curve "
+    "lies exactly; a coloured bar below each shows how far it could see. Right, over the number of layers, what "
+    "could be seen, in grey, and what is seen, in red."))
 
 # %% [markdown]
 # Left: the bells and, as lines below them, what could be seen. Right: both widths over the depth.

@@ -721,9 +721,8 @@ panels = [rolled / rolled.max() * 0.6, *masks.float()]
 fig = show.grid(panels, titles, columns=5, cell=1.35, cmap="cividis", vmin=0, vmax=1)
 write_numbers(fig.axes[0], rolled)
 show.figure(fig, alt=(
-    "The rolled map with its nine pieces in four quadrants, and the four masks of 16 by 16. Upper "
-    "left: all may look at all. Upper right and lower left: two groups of eight. Lower right: four "
-    "groups of four."))
+    "The rolled map with its nine pieces in four quadrants, and the four masks of 16 by 16: squares of "
+    "tokens that may look at each other. The cell above has counted them."))
 
 # %% [markdown]
 # <details>
