@@ -92,9 +92,11 @@ def test_results_are_those_of_the_files():
         figures = [figure(rows_of[name], key) for rows_of in sets for key in ("miou", "dice")]
         assert f"| {title} | {' | '.join(figures)} |" in text
     neighbours = stored("neighbours")["sets"]
-    for data, name in (("sample-coco", "fcn8s"), ("sample-coco", "segformer_b0"), ("sample-chest-ct", "deeplabv3plus"),
-                       ("sample-chest-ct", "segformer_b0")):
-        assert figure(neighbours[data]["rows"][name], "miou") in text, f"{name} on {data}"
+    for data, content in neighbours.items():
+        best = max(content["rows"], key=lambda name: mean(run["miou"] for run in content["rows"][name]))
+        assert best == {"sample-coco": "fcn8s", "sample-chest-ct": "unet"}[data]  # as the README says in words
+        for name in (best, "segformer_b0"):
+            assert figure(content["rows"][name], "miou") in text, f"{name} on {data}"
     assert figure(neighbours["sample-coco"]["longer"]["rows"]["segnet"], "miou") in text
 
 

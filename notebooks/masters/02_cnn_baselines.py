@@ -891,11 +891,10 @@ for name, rows in SETS.items():
 # %% [markdown]
 # The two sets give two orders. On the scenes FCN is ahead of everybody by far more than a seed, and
 # SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind. On the chest
-# slices, where everything lies in its place and the outlines decide, SegFormer and U-Net lead
-# (U-Net's seeds differ so much that the two can't be told apart), and FCN, which answers at 1/8,
-# falls back by more than a seed. The rims rank as the areas do, with one thing to see: on the slices
-# the gap between FCN and U-Net is wider at the rims than in the areas. Detail handed over whole pays
-# where the outline is the task.
+# slices, where everything lies in its place and the outlines decide, U-Net leads, SegFormer follows,
+# then come FCN, which answers at 1/8, and SegNet, each behind the one before by more than a seed.
+# The rims rank as the areas do, with one thing to see: on the slices U-Net's lead is wider at the
+# rims than in the areas. Detail handed over whole pays where the outline is the task.
 #
 # *Is SegNet unable, or slow?* The script asked it. Whoever ends within half as much again of the
 # table of colours gets three times the steps, once more with three seeds. That is no part of the
@@ -1002,10 +1001,11 @@ for name, rows in SETS.items():
 # %% [markdown]
 # Nobody's, on these pictures. No network, of either kind, falls from medium to large: every one of
 # them finds large things best, on both sets. What they miss is small. On the scenes FCN has the
-# highest recall of large things, SegFormer comes second; on the slices SegFormer is first, and FCN
-# last. Small things are found hardly at all on the scenes; on the slices SegFormer gets a good half
-# of their pixels, the others fewer. So neither claim shows here, and the second, that a Transformer
-# finds the very small and loses the large, is the opposite of what was measured.
+# highest recall of large things, SegFormer and U-Net follow; on the slices SegFormer and U-Net lead,
+# not to be told apart, and FCN and SegNet are behind. Small things are found hardly at all on the
+# scenes; on the slices U-Net and SegFormer get more than half of their pixels, FCN and SegNet far
+# fewer. So neither claim shows here, and the second, that a Transformer finds the very small and
+# loses the large, is the opposite of what was measured.
 #
 # What these numbers cannot say. "Large" begins at 3 % of the picture, and few regions fill most of
 # it; at 96 pixels the middle of every network's last map can see the whole picture (140 pixels for

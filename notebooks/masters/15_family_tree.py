@@ -1152,9 +1152,9 @@ show.figure(fig, alt=(
 # All lines rise, on both sets: seven networks, two of them Transformers, find large things best,
 # and what [chapter 09](09_train_coco.ipynb) found for five kinds holds for these. And no family
 # wins: on the scenes three convolution networks lead, FCN-8s, PSPNet and DeepLabV3+, and the other
-# two, U-Net and SegNet, come last; on the chest slices DeepLabV3+ and SegFormer lead, which answer
-# at 1/4 with a fine map at hand. 500 steps from nothing say who learns fast from little, not who
-# ends higher.
+# two, U-Net and SegNet, come last; on the chest slices U-Net leads, whose skips go up to the full
+# size, and DeepLabV3+ and SegFormer follow, which answer at 1/4. 500 steps from nothing say who
+# learns fast from little, not who ends higher.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
