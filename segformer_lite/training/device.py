@@ -21,7 +21,8 @@ def choose_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         device = "cuda" if cuda_computes() else "cpu"
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda_computes() else 0, "mps": int(torch.backends.mps.is_available())}
+    there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda_computes() else 0,
+             "mps": int(torch.backends.mps.is_available())}
     try:
         chosen = torch.device(device)
     except RuntimeError:
