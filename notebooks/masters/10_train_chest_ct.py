@@ -971,7 +971,7 @@ for organ in ORGANS:
 # number without its split can't be compared with another.
 #
 # On the few real slices that were at hand, of three patients, the difference is no matter of noise
-# (`docs/results/real-sets.md`): with 6 slices held out the organs have a mean IoU of 0.28; trained
+# (`docs/results/real-sets.md`): with 6 slices held out the organs have a mean IoU of 0.29; trained
 # on one patient and asked about 3 slices of the two others, 0.00. Those patients were stored with
 # another window. Three patients prove nothing about chests; they show what a split can hide.
 
