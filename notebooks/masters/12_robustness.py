@@ -583,9 +583,9 @@ for network, runs in stored["runs"].items():
 # both columns before you believe one.
 #
 # So, in this small setting: with radii in pixels SegFormer keeps a larger share than DeepLabV3+ in
-# every family, and of all together above the floor as well; U-Net's lead was the floor's. Noise is
-# *not* the great divide here, it costs all three least. And retention times clean mIoU is about the
-# same for SegFormer and DeepLabV3+, which began higher.
+# every family, and of all together above the floor as well. U-Net comes close to it, but more of what
+# U-Net keeps is free. Noise is *not* the great divide here, it costs all three least. And retention
+# times clean mIoU is about the same for SegFormer and DeepLabV3+, which began higher.
 
 # %% [markdown]
 # ## Run it yourself
@@ -719,12 +719,12 @@ show.figure(fig, alt=(
 #
 # **A, roughly.** The top is near the size of training, not on it: on the slices of this run it lies
 # to the right of the dotted line, and both ends fall. Of the three networks on the right only
-# SegFormer is best at the size it was trained at; DeepLabV3+ is best somewhat above, and U-Net's
-# curve is nearly flat from 64 pixels on. *Why isn't it C?* Nothing breaks at another size, but
-# every filter has learned how large a thing is *in pixels*. At twice the size a stop sign is a
-# shape that the training showed only at the rim of its scales; at a third it is hardly wider than a
-# few strides. Being able to run at any size, and being trained for it, are two things. ([Chapter
-# 05](05_mix_ffn.ipynb) has the experiment on positions.)
+# SegFormer is best at the size it was trained at; U-Net is best a little above, DeepLabV3+ at twice
+# that size, and from 96 to 192 pixels each changes by a tenth at most. *Why isn't it C?* Nothing
+# breaks at another size, but every filter has learned how large a thing is *in pixels*. At twice
+# the size a stop sign is a shape that the training showed only at the rim of its scales; at a third
+# it is hardly wider than a few strides. Being able to run at any size, and being trained for it,
+# are two things. ([Chapter 05](05_mix_ffn.ipynb) has the experiment on positions.)
 #
 # </details>
 #
