@@ -149,7 +149,7 @@ def _config_of_run(folder: Path) -> TrainConfig:
         settings = json.loads(path.read_text())
         require_own_classes(settings["model_options"], path)
         return TrainConfig(**{f.name: settings[f.name] for f in fields(TrainConfig) if f.name in settings})
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the settings of a run ({error}); start anew without --resume") from None
 
 

@@ -51,6 +51,13 @@ def test_resume_of_a_finished_run_changes_nothing(run_folder):
     assert (run_folder / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("change", [{"model_options": 5}, {"model_options": [1]}, {"data_options": 5}, {"lr": "much"}])
+def test_settings_of_a_run_that_are_none_are_one_line(change, tmp_path, capsys):
+    settings = sl.TrainConfig().as_dict() | change
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert len(complaint(capsys, "train", "--resume", tmp_path)) > 40
+
+
 def test_evaluate_gives_the_report_of_the_run(run_folder, tmp_path, capsys):
     assert main(["evaluate", str(run_folder), "--out", str(tmp_path / "r.json"), "--device", "cpu"]) == 0
     ours, theirs = (json.loads(p.read_text()) for p in (tmp_path / "r.json", run_folder / "report.json"))
