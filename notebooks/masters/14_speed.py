@@ -1318,7 +1318,7 @@ show.figure(fig, alt=(
 # **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
 # strips. It takes a while at the first call and again for new sizes. On the CPU of the figures above it
 # made some of the other networks faster, some slower, and this package's slower: a training step with
-# eight pictures of 256 px took 1.06 s compiled, 0.73 to 0.80 s as it is. `segformer-lite bench --compile`
+# eight pictures of 256 px took 1.05 s compiled, 0.70 to 0.80 s as it is. `segformer-lite bench --compile`
 # measures it on both sides, on a GPU too; where it pays, `segformer-lite train --compile default` uses it.
 #
 # **`channels_last` or not?** `preprocess` hands out channels last, the layout in which tokens and maps
