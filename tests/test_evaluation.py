@@ -29,6 +29,13 @@ def test_absent_class_is_left_out_and_invented_class_is_zero():
     assert iou[:3].tolist() == [1.0, 0.5, 0.0] and np.isnan(iou[3])
 
 
+@pytest.mark.parametrize(("label", "prediction"), [(2, 3), (0, 3), (0, 200), (3, 0), (200, 0)])
+def test_a_number_that_is_no_class_is_named(label, prediction):
+    maps = torch.full((4, 4), prediction, dtype=torch.uint8), torch.full((4, 4), label, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="none of the 3 classes"):
+        metrics.confusion_matrix(*maps, 3)
+
+
 def test_dice_follows_from_iou():
     confusion = np.random.default_rng(0).integers(1, 100, (5, 5))
     iou, dice = metrics.iou_per_class(confusion), metrics.dice_per_class(confusion)
@@ -52,10 +59,19 @@ def test_report_means_with_and_without_background():
 def test_boundary_is_the_inner_band_and_the_picture_edge_counts():
     mask = torch.zeros(12, 12, dtype=torch.bool)
     mask[0:6, 3:9] = True
-    band = metrics.boundary(mask, 1)
+    band = mask & metrics.boundaries(mask.long(), 1)
     expected = mask.clone()
     expected[1:5, 4:8] = False
     assert torch.equal(band, expected)
+
+
+def inner_band(mask, d):
+    """The band of one class by running sums: pixels with one outside of the mask in the square around them."""
+    outside = torch.nn.functional.pad(~mask, (d, d, d, d), value=True).int()
+    for axis in (-1, -2):
+        running = torch.nn.functional.pad(outside.transpose(axis, -1).cumsum(-1), (1, 0))
+        outside = (running[..., 2 * d + 1:] - running[..., : -2 * d - 1]).transpose(axis, -1)
+    return mask & (outside > 0)
 
 
 def test_boundary_counts_agree_with_repeated_erosion():
@@ -175,7 +191,7 @@ def test_all_classes_at_once_count_what_each_counts_alone(seed):
     valid, d = label != 255, metrics.boundary_distance(60, 84)
     counts = metrics.boundary_counts(prediction, label, 5)
     for c in range(5):
-        p, q = (metrics.boundary((of == c) & valid, d) for of in (prediction, label))
+        p, q = (inner_band((of == c) & valid, d) for of in (prediction, label))
         assert counts[:, c].tolist() == [(p & q).sum().item(), (p | q).sum().item()]
     expected = region_by_region(prediction.numpy(), label.numpy())
     assert expected[:, 0].sum() > 5 and np.array_equal(metrics.size_counts(prediction, label), expected)

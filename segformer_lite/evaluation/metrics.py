@@ -10,12 +10,15 @@ SIZE_BINS = {"small": (0.0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03,
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Pixels by (label, prediction), two maps of whole numbers of one shape: int64 (K, K).
+    """Pixels by (label, prediction), two maps of one shape with whole numbers below K = num_classes: int64 (K, K).
 
-    Pixels labelled `ignore_index` are left out of both.
+    Pixels labelled `ignore_index` are left out of both. Raises ValueError where a map holds another number.
     """
-    pairs = num_classes * label.long() + prediction  # a uint8 would start again at 256
-    pairs = torch.where(label != ignore_index, pairs, num_classes**2)  # counted, and cut off
+    label, prediction, known = label.long(), prediction.long(), label != ignore_index
+    if (known & (torch.maximum(label, prediction) >= num_classes)).any():
+        raise ValueError(f"label or prediction holds a number that is none of the {num_classes} classes "
+                         f"(0 to {num_classes - 1}); for pixels that nobody labelled set ignore_index")
+    pairs = torch.where(known, num_classes * label + prediction, num_classes**2)  # the last is counted, and cut off
     return torch.bincount(pairs.flatten(), minlength=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
 
 
@@ -40,24 +43,12 @@ def boundary_distance(height: int, width: int, share: float = 0.02) -> int:
     return max(1, round(share * (height**2 + width**2) ** 0.5))
 
 
-def boundary(mask: Tensor, d: int) -> Tensor:
-    """The inner band of a bool (..., H, W) mask: its pixels within d px of its edge or of the picture's.
-
-    A pixel belongs to it when the square of 2 d + 1 px around it holds a pixel outside of the mask. Sums over the
-    square come from running sums, so a wide band costs no more than a narrow one.
-    """
-    outside = F.pad(~mask, (d, d, d, d), value=True).int()
-    for axis in (-1, -2):
-        running = F.pad(outside.transpose(axis, -1).cumsum(-1, dtype=torch.int32), (1, 0))
-        outside = (running[..., 2 * d + 1:] - running[..., : -2 * d - 1]).transpose(axis, -1)
-    return mask & (outside > 0)
-
-
 def boundaries(labels: Tensor, d: int) -> Tensor:
-    """`boundary` of every class of a label map (H, W) at once: bool (H, W).
+    """The inner bands of all classes of a label map (H, W): bool (H, W), the pixels within d px of another class.
 
-    A pixel belongs to it when the square of 2 d + 1 px around it holds two values, the picture's outside being one:
-    when its maximum is not its minimum. A maximum over 1, 2, 4, ... px is one over twice half of them.
+    A pixel belongs to its class's band when the square of 2 d + 1 px around it holds two values, the outside of the
+    picture being one: when its maximum is not its minimum. A maximum over 2, 4, 8, ... px is one over two of half
+    the width, so a wide band costs hardly more than a narrow one.
     """
     extremes = F.pad(labels.short(), (d, d, d, d), value=-1)
     extremes = torch.stack([extremes, -extremes])
