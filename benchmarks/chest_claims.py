@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, runs_folder, save, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis.ct_shifts import SEVERITIES, Shifted
@@ -142,8 +142,7 @@ def draw(results: dict, path: Path) -> None:
         right.plot(curve, style, label=name, markersize=4)
     right.set(xlabel="severity of the shift", ylabel="Dice, mean of organs and shifts", ylim=(0, 1))
     right.legend()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main() -> None:

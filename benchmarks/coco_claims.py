@@ -25,7 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from record import RESULTS, best_rate, runs_folder, versions, write
+from record import RESULTS, best_rate, runs_folder, save, versions, write
 from torch import Tensor
 
 import segformer_lite as sl
@@ -34,6 +34,7 @@ from segformer_lite.evaluation import metrics, predict_labels
 from segformer_lite.models.variants import StripReduction
 from segformer_lite.show import COLOURS, use_style
 from segformer_lite.training import class_weights, load_model
+from segformer_lite.training.device import choose_device
 
 RATES = ((1e-3, 10.0), (3e-3, 1.0))  # of the encoder, and how many times higher the decoder's is
 BINS = {"small": (0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03, 0.1), "> 10 %": (0.1, 0.3),
@@ -88,7 +89,7 @@ def weights_of(config: sl.TrainConfig) -> list[float]:
 def by_size(folder: Path, config: sl.TrainConfig) -> np.ndarray:
     """`size_counts` of a run's network over the validation set, in BINS: (5, 5)."""
     model, _ = load_model(folder, **config.model_options)
-    model.eval()
+    model.to(choose_device())
     counts = np.zeros((len(BINS), 5), np.int64)
     pictures = sl.data.open_dataset(config.data, "val", **config.data_options)
     for image, label in map(pictures.__getitem__, range(len(pictures))):
@@ -121,8 +122,7 @@ def draw(content: dict, path: Path) -> None:
             ax.set_xticks(range(len(BINS)), BINS)
     axes[0].set(ylim=(0, 1))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,7 @@ def main() -> None:
     timing = Timing({name: [turn[name][0] for turn in turns] for name in OPEN})
     result = {
         "command": "python benchmarks/coco_index.py", "machine": f"{platform.machine()} CPU", **versions(),
+        "pycocotools": metadata.version("pycocotools"),
         "pictures": PICTURES * arguments.outlines // OUTLINES, "outlines": arguments.outlines,
         "json_mb": round(size / 1e6), "seconds": {n: [round(s, 1) for s in v] for n, v in timing.seconds.items()},
         "times as long as pycocotools": {

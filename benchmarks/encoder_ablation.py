@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch.nn.functional as F
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, runs_folder, save, versions, write
 from torch import Tensor, nn
 
 import segformer_lite as sl
@@ -74,7 +74,7 @@ def main() -> None:
         "results": table.results,
     }
     write(args.out / "encoder-ablation.json", content)
-    table.figure().savefig(args.out / "encoder-ablation.png", dpi=110)
+    save(table.figure(), args.out / "encoder-ablation.png")
     print(f"written: encoder-ablation.json and encoder-ablation.png in {args.out.name}")
 
 

@@ -1,6 +1,6 @@
 """Bad input by the thousand: data sets, weights, runs, pictures and commands, damaged by chance.
 
-    python benchmarks/fuzz.py --count 2000    ten minutes on one CPU core
+    python benchmarks/fuzz.py --count 2000    about four minutes on one CPU core
     python benchmarks/fuzz.py --count 1 --start 317    case 317 alone, what it did and what came of it
 
 Each case copies something whole, damages it as its number says, and hands it to the package. What may follow: it is

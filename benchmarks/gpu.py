@@ -3,9 +3,9 @@
     python benchmarks/gpu.py
 
 Training and inference beside other packages, as they are and compiled; then the report's two experiments: pictures a
-second, idle time, projected hours, what 8 and 16 GB cards manage. Planned for eight minutes on a large card; no such
-card was at hand when it was written, so it was tried on a CPU with small figures, part by part. Writes cuda-speed.json,
-cuda-speed-compiled.json, report-presets.json and report-presets-compiled.json to docs/results; what fails is named.
+second, idle time, projected hours, what 8 and 16 GB cards manage. Planned for eight minutes on a large card; not yet
+run on one: its parts were tried on a CPU with small figures. Writes cuda-speed.json, cuda-speed-compiled.json,
+report-presets.json and report-presets-compiled.json to docs/results; what fails is named.
 """
 
 import subprocess

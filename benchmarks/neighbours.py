@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from record import RESULTS, best_rate, runs_folder, versions, write
+from record import RESULTS, best_rate, runs_folder, save, versions, write
 from sample_runs import baselines
 
 import segformer_lite as sl
@@ -70,8 +70,7 @@ def draw(results: dict, path: Path) -> None:
         ax.set(title=name, xlabel="mIoU (dashed: colour table)", xlim=(0, None))
     axes[0].set_yticks(range(len(NETWORKS)), NETWORKS)
     axes[0].invert_yaxis()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def page(results: dict) -> str:
@@ -92,7 +91,7 @@ def page(results: dict) -> str:
             values = [[run[column] for run in runs if column in run] for column in columns]
             lines.append(f"| {row} | " + " | ".join(map(mean_and_sd, values)) + " |")
     lines += ["", f"## Costs, one picture of {results['size_px']} px", "",
-              f"Milliseconds in float32 on the {results['device']} of the run, networks taking turns.", "",
+              "Milliseconds in float32 on the CPU, networks taking turns.", "",
               "| | parameters | M MACs | ms | learning rate | decoder times |", "|---" * 6 + "|"]
     for name, cost in results["costs"].items():
         rate = results["rates"][name]

@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from record import RESULTS, versions, write
+from record import RESULTS, save, versions, write
 
 from segformer_lite.analysis.position import position_spread, readout_r2, split_padding, train_readout
 from segformer_lite.models import MixFFN, MixTransformer
@@ -71,8 +71,7 @@ def draw(results: dict, path: Path) -> None:
         ax.set(title=f"{title}: {size} px", xlabel="stage", xticks=range(1, 5), ylim=(-0.05, 1.05))
     axes[0].set_ylabel("R² of (y, x)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main() -> None:

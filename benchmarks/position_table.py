@@ -6,7 +6,7 @@ Table 1c of the SegFormer paper in small. Every network is trained on crops of 6
 pictures are 128 px on the short side, and validated on the middle 128 x 128 px of each picture in two ways: cut into
 four windows of 64 px, the size of training, and whole, twice that size. The pixels and their scale are the same
 both ways. Whole pictures also give the IoU by distance from the border. Writes docs/results/position-table.json and
-draws it beside. About 45 minutes on one CPU core; finished runs in --runs are not trained again.
+draws it beside. About 50 minutes on one CPU core; finished runs in --runs are not trained again.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, runs_folder, save, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis import iou_by_border_distance
@@ -112,8 +112,7 @@ def draw(results: dict, path: Path) -> None:
              ylabel="mIoU")
     right.set(xlabel="pixels from the border", ylabel="mIoU of the band")
     fig.legend(loc="outside lower center", ncols=4, fontsize=8)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main() -> None:

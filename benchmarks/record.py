@@ -7,12 +7,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torchvision
+from matplotlib.figure import Figure
 
 import segformer_lite as sl
-from segformer_lite.files import beside
+from segformer_lite.files import beside, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -32,9 +34,14 @@ def versions() -> dict[str, str]:
 
 def write(path: Path, content: dict | str) -> None:
     """A result as JSON, or a page as it is, in a folder made if need be; whole or not there."""
-    text = content if isinstance(content, str) else json.dumps(content, indent=1) + "\n"
+    write_text(path, content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """A figure as PNG; whole or not there. Closes it."""
     with beside(path) as part:
-        part.write_text(text, encoding="utf-8")
+        figure.savefig(part, dpi=110, format="png")
+    plt.close(figure)
 
 
 def best_rate(config: sl.TrainConfig, rates: tuple[tuple[float, float], ...], folder: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -82,13 +83,15 @@ def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace
     config, steps = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size), args.steps
     torch.manual_seed(0)
     model = sl.create_model(network, classes).to(device, memory_format=weights_layout(device))
+    optimizer = sl.training.make_optimizer(model, config.lr)
     if args.compile:
         torch.compiler.reset()  # else it makes code for any size, once it has seen two
         model = torch.compile(model, mode=args.compile)
-    optimizer = sl.training.make_optimizer(model, config.lr)
     dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what is left of the row before is none of this one's
         torch.cuda.reset_peak_memory_stats(device)
     source = loaded(synthetic(args.pictures, classes, config.short_side, aspect), config, device)
 
@@ -136,25 +139,28 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def largest_that_fits(preset: str, network: str, gigabytes: float, args, device: torch.device) -> dict:
-    """The same with as much memory as a smaller card has, less half a GB for CUDA itself: at the preset's batch size,
-    or halved until it fits."""
+    """The same with as much memory as a smaller card has, less half a GB for CUDA itself."""
     gc.collect()
-    torch.cuda.empty_cache()  # what is kept of the run before counts as free, however much it is
+    torch.cuda.empty_cache()  # what is kept of the row before counts as free, however much it is
     number = torch.cuda.current_device()
     whole = torch.cuda.get_device_properties(number).total_memory / 2**30
     torch.cuda.set_per_process_memory_fraction(min(1.0, (gigabytes - 0.5) / whole), number)
-    batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
     try:
-        while batch_size:
-            try:
-                return {"card_gb": gigabytes, **measure(preset, network, batch_size, args, device)}
-            except torch.OutOfMemoryError:
-                gc.collect()
-                torch.cuda.empty_cache()
-                batch_size //= 2
-        return {"card_gb": gigabytes, "preset": preset, "network": network, "batch_size": 0}
+        return {"card_gb": gigabytes, **largest_batch(preset, network, args, device)}
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, number)
+
+
+def largest_batch(preset: str, network: str, args, device: torch.device) -> dict:
+    """`measure` at the preset's batch size, or halved until it fits into memory."""
+    batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
+    while batch_size:
+        with suppress(torch.OutOfMemoryError):
+            return measure(preset, network, batch_size, args, device)
+        gc.collect()  # only here has the error let go of the network
+        torch.cuda.empty_cache()
+        batch_size //= 2
+    return {"preset": preset, "network": network, "batch_size": 0}
 
 
 def main() -> None:
@@ -183,9 +189,8 @@ def main() -> None:
 def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
     """Every network under every preset: on the whole device, then on smaller cards."""
     for preset in PRESETS:
-        batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
         for network in NETWORKS:
-            yield measure(preset, network, batch_size, args, device)
+            yield largest_batch(preset, network, args, device)
             for gigabytes in args.cards:
                 yield largest_that_fits(preset, network, gigabytes, args, device)
 

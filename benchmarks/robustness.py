@@ -1,6 +1,6 @@
 """How much SegFormer-B0, DeepLabV3+ and U-Net keep of their mIoU under the 16 corruptions of Cityscapes-C.
 
-    python benchmarks/robustness.py            about 12 minutes on one CPU core
+    python benchmarks/robustness.py            about 9 minutes on one CPU core once the networks are trained
     python benchmarks/robustness.py --pictures 4 --seeds 1 --out work/trial
 
 The networks are those of benchmarks/neighbours.py, trained alike on the sample scenes, clean pictures only; missing
@@ -20,7 +20,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from record import RESULTS, runs_folder, versions, write
+from record import RESULTS, runs_folder, save, versions, write
 
 import segformer_lite as sl
 from segformer_lite.analysis.corruptions import CORRUPTIONS, FAMILIES, Corrupted, counted, robustness
@@ -123,8 +123,7 @@ def draw(results: dict, path: Path) -> None:
         ax.set(title=title, xticks=range(len(groups)), xticklabels=groups, ylim=(0, 1.05))
     axes[0].set_ylabel("retention of the clean mIoU")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    save(fig, path)
 
 
 def main() -> None:

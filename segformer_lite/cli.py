@@ -17,7 +17,7 @@ import torch
 from . import cli_bench, cli_data, cli_look, data
 from .analysis import receptive_field
 from .evaluation import evaluate, predict_labels, resize_for_model
-from .files import beside
+from .files import beside, write_text
 from .models import Segmenter, device_of
 from .show import masks
 from .training import PRESETS, TrainConfig, train
@@ -39,7 +39,7 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "weight_decay": "AdamW's, on all but norms",
     "warmup": "steps of rising learning rate",
     "precision": "auto, fp32, bf16 or fp16",
-    "device": "auto, cpu, cuda, cuda:1, mps",
+    "device": cli_look.DEVICE,
     "compile": "torch.compile's mode: " + ", ".join(COMPILE_MODES),
     "seed": "of everything random",
     "eval_every": "steps between validations (0: at the end only)",
@@ -47,6 +47,7 @@ SETTINGS = {  # the settings of TrainConfig that have a flag: what its help says
     "workers": "processes that load data",
     "folder": "where the run goes",
 }
+FULL = "memory is full: use smaller pictures, or fewer at a time"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,8 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the very end: Python flushes it there)
         return 0
-    except torch.OutOfMemoryError:
-        return _complain("the GPU's memory is full: use a smaller --batch-size or --size")
+    except (torch.OutOfMemoryError, MemoryError):
+        return _complain(FULL)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # a CPU's full memory has no class of its own
+            raise
+        return _complain(FULL)
     except (ValueError, OSError) as error:
         return _complain(" ".join(str(error).split()) or type(error).__name__)
 
@@ -85,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_data.add_commands(partial(_command, sub.add_subparsers(required=True, metavar="command")))
 
     sub = command("train", run_train, "train, evaluate, draw", "train --preset sample-coco --steps 200")
-    sub.set_defaults(stopped="stopped; training goes on from its last checkpoint with train --resume FOLDER")
+    sub.set_defaults(stopped="stopped; a run that has a checkpoint goes on with train --resume FOLDER")
     sub.add_argument("--preset", choices=list(PRESETS), help="settings to start from")
     sub.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     types = {f.name: f.type for f in fields(TrainConfig)}
@@ -120,6 +125,11 @@ def run_train(arguments) -> None:
     """`train`: train, evaluate, and draw what the network does."""
     changes = {name: getattr(arguments, name) for name in SETTINGS if getattr(arguments, name) is not None}
     options = cli_data.data_options(arguments)
+    if arguments.resume and (arguments.preset or arguments.folder):
+        raise ValueError("--resume goes on with a run, in its folder and with its settings: leave out --preset and "
+                         "--folder")
+    if arguments.steps is not None:
+        changes.setdefault("epochs", None)  # else a preset's epochs would set the steps
     if arguments.resume:
         config = _config_of_run(arguments.resume)
     else:
@@ -132,8 +142,7 @@ def run_train(arguments) -> None:
         return
     val_set = data.open_dataset(config.data, "val", **config.data_options)
     draw_results(run.model, val_set, config.short_side, run.folder / "figure.png")
-    with beside(run.folder / "report.txt") as part:
-        part.write_text(f"{run.report}\n", encoding="utf-8")
+    write_text(run.folder / "report.txt", f"{run.report}\n")
     print(run.report)
     print(f"\nfigure     {run.folder / 'figure.png'}\nreport     {run.folder / 'report.json'}\n"
           f"loss       {run.folder / 'loss.png'}\nnetwork    {run.folder / 'model.safetensors'}\n\n"

@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable
+from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import cast
@@ -13,12 +14,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from . import __version__
 from .analysis import speed
-from .files import beside
+from .cli_look import DEVICE
+from .files import beside, write_text
 from .models import SegFormer, preprocess
 from .show.curves import bar_panels
 from .training import TrainConfig, make_optimizer
-from .training.config import COMPILE_MODES
+from .training.config import COMPILE_MODES, LARGEST_SIZE
 from .training.device import choose_device, weights_layout
 from .training.loop import train_step
 
@@ -37,18 +40,17 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="pictures at a time")
     sub.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"])
     sub.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
-    sub.add_argument("--compile", nargs="?", const="default", metavar="MODE",
-                     choices=COMPILE_MODES,
+    sub.add_argument("--compile", nargs="?", const="default", metavar="MODE", choices=COMPILE_MODES,
                      help="all networks through torch.compile, in its mode of this name (default: default)")
     sub.add_argument("--turns", type=int, default=7, help="times that each is measured; they take turns")
-    sub.add_argument("--device", default="auto")
+    sub.add_argument("--device", default="auto", help=DEVICE)
     sub.add_argument("--out", type=Path, help="also write the figures there as JSON, and a picture beside it")
 
 
 def run_bench(arguments) -> None:
     """`bench`: check that the networks agree, measure, print a line for each case."""
-    if min(*arguments.sizes, *arguments.batches, arguments.turns) < 1 or min(arguments.sizes) < 32:
-        raise ValueError("sizes must be at least 32 px, batches and turns at least 1")
+    if min(*arguments.batches, arguments.turns) < 1 or any(not 32 <= size <= LARGEST_SIZE for size in arguments.sizes):
+        raise ValueError(f"sizes are 32 to {LARGEST_SIZE} px, batches and turns at least 1")
     device = choose_device(arguments.device)
     torch.manual_seed(0)
     ours = SegFormer(arguments.variant, CLASSES).to(device).to(memory_format=weights_layout(device))
@@ -68,7 +70,7 @@ def run_bench(arguments) -> None:
         rows.append(measure(networks, *case, arguments, device, rates[case[1]]))
         print(line(rows[-1]), flush=True)
     if arguments.out:
-        write(arguments, device, rates, rows)
+        write(arguments, device, networks, rates, rows)
 
 
 def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:
@@ -111,14 +113,13 @@ def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int
 def step(name: str, network: nn.Module, work: str, images: Tensor, labels: Tensor, dtype: torch.dtype,
          compiled: str | None) -> Callable[[], object]:
     """One forward pass, or one training step as each package's users write it; `compiled`: torch.compile's mode."""
-    if compiled:
-        network = cast(nn.Module, torch.compile(network, mode=compiled))
+    runs = cast(nn.Module, torch.compile(network, mode=compiled)) if compiled else network
     if work == "inference":
-        return speed.inference(network, preprocess(images), dtype)
+        return speed.inference(runs, preprocess(images), dtype)
     if name != "segformer_lite":
-        return speed.plain_training_step(network, preprocess(images), labels, dtype)
+        return speed.plain_training_step(runs, preprocess(images), labels, dtype)
     optimizer, scaler = make_optimizer(network, 1e-4), torch.amp.GradScaler(images.device.type, enabled=False)
-    return lambda: train_step(network, optimizer, scaler, images, labels, 1.0, TrainConfig(), dtype)
+    return lambda: train_step(runs, optimizer, scaler, images, labels, 1.0, TrainConfig(), dtype)
 
 
 def line(row: dict) -> str:
@@ -133,15 +134,17 @@ def line(row: dict) -> str:
     return text
 
 
-def write(arguments, device: torch.device, rates: dict, rows: list[dict]) -> None:
+def write(arguments, device: torch.device, networks: dict[str, nn.Module], rates: dict, rows: list[dict]) -> None:
     """The figures as JSON, and as a picture how many times faster than each peer."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    others = {"torch", *networks} - {"segformer_lite"}
+    versions = {package: metadata.version(package).split("+")[0] for package in sorted(others)}
     content = {"variant": arguments.variant, "device": name, "threads": torch.get_num_threads(),
-               "torch": torch.__version__.split("+")[0], "classes": CLASSES,
+               "python": platform.python_version(), "versions": {"segformer_lite": __version__, **versions},
+               "classes": CLASSES,
                "ceilings": {name: {"operations": round(o), "bytes_copied": round(c)} for name, (o, c) in rates.items()},
                "rows": rows}
-    with beside(arguments.out) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(arguments.out, json.dumps(content, indent=1) + "\n")
     if figure := ratios(rows):
         with beside(arguments.out.with_suffix(".png")) as part:
             figure.savefig(part, dpi=110, format="png")

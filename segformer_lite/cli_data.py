@@ -24,8 +24,7 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--images", type=int, metavar="N", help="at most N of each split, chosen by seed (default: all)")
     sub.add_argument("--out", type=Path, help="folder (default: where `--data coco` looks for it)")
     sub.add_argument("--split", choices=["train", "val", "both"], default="both", help="default: both")
-    sub.add_argument("--classes", type=lambda text: [c.strip() for c in text.split(",")],
-                     help="only pictures that hold one of these: person,dog")
+    sub.add_argument("--classes", type=_names, help="only pictures that hold one of these: person,dog")
     sub.add_argument("--seed", type=int, default=0, help="another seed chooses other pictures (default: 0)")
     sub.add_argument("--yes", action="store_true", help="do not ask before fetching")
     sub.set_defaults(stopped=STOPPED)
@@ -50,12 +49,15 @@ def add_commands(command: Callable) -> None:
     sub.set_defaults(stopped="stopped; nothing was changed")
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def add_data_options(sub) -> None:
     """Add the flags that choose among a data set's pictures."""
-    sub.add_argument("--classes", type=lambda text: [c.strip() for c in text.split(",")],
-                     help="COCO classes to keep, by name: person,dog")
+    sub.add_argument("--classes", type=_names, help="COCO classes to keep, by name: person,dog")
     sub.add_argument("--limit", type=int, help="use this many images, chosen by seed")
-    sub.add_argument("--val-patients", type=lambda text: text.split(","), help="chest CT: patients to validate on")
+    sub.add_argument("--val-patients", type=_names, help="chest CT: patients to validate on")
     sub.add_argument("--split-by", choices=["patient", "slice"], help="chest CT: what is divided (slices leak)")
 
 

@@ -17,7 +17,7 @@ from .analysis import receptive_field
 from .analysis.receptive_field import SHARES, find_layer
 from .data.base import IMAGE_SUFFIXES
 from .evaluation import predict_labels, resize_for_model
-from .files import beside
+from .files import beside, write_text
 from .models import SegFormer, Segmenter, device_of
 from .show import masks
 from .training import load_model
@@ -25,6 +25,7 @@ from .training.checkpoint import KINDS, WEIGHTS
 from .training.config import LARGEST_SIZE
 from .training.device import choose_device
 
+DEVICE = "auto, cpu, cuda, cuda:1, mps"  # what the flag may be
 PRETRAINED_SIZE = 512  # px, the short side in the released tests on ADE20K
 
 
@@ -55,7 +56,7 @@ def add_model_options(sub) -> None:
                      "elsewhere: a folder, a file, or owner/name on the Hugging Face hub")
     sub.add_argument("--size", type=int, help="short side of what the network sees, px (default: as in training; "
                      f"{PRETRAINED_SIZE} for weights from elsewhere)")
-    sub.add_argument("--device", default="auto")
+    sub.add_argument("--device", default="auto", help=DEVICE)
 
 
 def load_network(arguments) -> tuple[Segmenter, dict]:
@@ -128,16 +129,15 @@ def _for_each_picture(arguments, look: Callable[[torch.Tensor, str], dict], summ
                 image = torch.from_numpy(np.array(data.read_image(path))).permute(2, 0, 1)
             size = {"height": image.shape[1], "width": image.shape[2]}
             results.append({"picture": str(path), **size, **look(image, name)})
-        except torch.OutOfMemoryError:
-            failed.append(f"{path}: the GPU's memory is full: use a smaller --size")
+        except (torch.OutOfMemoryError, MemoryError):
+            failed.append(f"{path}: memory is full: use a smaller --size")
         except (ValueError, OSError) as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     for message in failed:
         print(f"segformer-lite: {message}", file=sys.stderr)
     without, numbers = f", {len(failed)} failed" if failed else "", ""
     if results:
-        with beside(out / summary) as part:
-            part.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(out / summary, json.dumps(results, indent=1) + "\n")
         numbers = f", numbers in {out / summary}"
     print(f"{len(results)} of {len(pictures)} pictures done{without}: {out}{numbers}")
     return 2 if failed else 0

@@ -37,3 +37,9 @@ def beside(path: str | Path, shared: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8; raises OSError as `writing` does."""
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")

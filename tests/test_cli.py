@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import segformer_lite as sl
@@ -62,6 +64,27 @@ def test_evaluate_gives_the_report_of_the_run(run_folder, tmp_path, capsys):
     assert main(["evaluate", str(run_folder), "--out", str(tmp_path / "r.json"), "--device", "cpu"]) == 0
     ours, theirs = (json.loads(p.read_text()) for p in (tmp_path / "r.json", run_folder / "report.json"))
     assert ours == theirs
+
+
+def test_resuming_takes_no_other_settings_and_steps_come_before_epochs(run_folder, capsys, monkeypatch):
+    for flag, value in (("--preset", "sample-coco"), ("--folder", "elsewhere")):
+        assert "leave out --preset and --folder" in complaint(capsys, "train", "--resume", run_folder, flag, value)
+
+    asked = []
+    monkeypatch.setattr(cli, "train", lambda config, *_, **__: asked.append(config) or SimpleNamespace(report=None))
+    assert main(["train", "--preset", "report-coco", "--steps", "7"]) == 0
+    assert main(["train", "--preset", "report-coco"]) == 0
+    assert [(config.steps, config.epochs) for config in asked] == [(7, None), (1000, 100)]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_full_memory_is_one_line(capsys, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "train", full)
+    assert "memory is full: use smaller pictures" in complaint(capsys, "train", "--preset", "sample-coco")
 
 
 @pytest.mark.parametrize("more, expected", [

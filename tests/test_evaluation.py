@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from segformer_lite import threads
 from segformer_lite.evaluation import Report, aligned_size, evaluate, metrics
-from segformer_lite.models import Segmenter
+from segformer_lite.evaluation import report as reports
+from segformer_lite.models import Segmenter, upsample
 
 
 def matrix(label, prediction, classes):
@@ -29,9 +31,10 @@ def test_absent_class_is_left_out_and_invented_class_is_zero():
     assert iou[:3].tolist() == [1.0, 0.5, 0.0] and np.isnan(iou[3])
 
 
-@pytest.mark.parametrize(("label", "prediction"), [(2, 3), (0, 3), (0, 200), (3, 0), (200, 0)])
+@pytest.mark.parametrize(("label", "prediction"), [(2, 3), (0, 3), (0, 200), (3, 0), (200, 0), (-1, 0), (1, -1)])
 def test_a_number_that_is_no_class_is_named(label, prediction):
-    maps = torch.full((4, 4), prediction, dtype=torch.uint8), torch.full((4, 4), label, dtype=torch.uint8)
+    dtype = torch.uint8 if min(label, prediction) >= 0 else torch.int64
+    maps = torch.full((4, 4), prediction, dtype=dtype), torch.full((4, 4), label, dtype=dtype)
     with pytest.raises(ValueError, match="none of the 3 classes"):
         metrics.confusion_matrix(*maps, 3)
 
@@ -234,6 +237,47 @@ def test_evaluate_counts_every_valid_pixel_once_whatever_the_shapes(tmp_path):
     report.save(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["miou"] == 1
     assert "pixel_accuracy 1.000" in str(report)
+
+
+def test_pictures_of_many_shapes_do_not_all_wait_in_memory(monkeypatch):
+    class Many(Drawings):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, i):
+            made.append(i)
+            label = torch.zeros(40 + i, 40, dtype=torch.int64)
+            return torch.zeros(3, 40 + i, 40, dtype=torch.uint8), label
+
+    made, behind = [], []
+    stack = reports._stack
+    monkeypatch.setattr(threads, "AT_ONCE", 1)
+    monkeypatch.setattr(reports, "MOST_WAITING", 2)
+    monkeypatch.setattr(reports, "_stack", lambda group: behind.append(len(made) - len(behind)) or stack(group))
+    counts = evaluate(FromRed(), Many(), progress=False, batch_size=4).confusion
+    assert counts.sum() == sum(40 * (40 + i) for i in range(40))
+    assert max(behind[:33]) == 8 and len(behind) == 40
+
+
+@pytest.mark.parametrize("strip", [1, 500, 2**24])
+def test_losses_are_those_of_the_whole_picture_at_the_labels_resolution(strip, monkeypatch):
+    monkeypatch.setattr(reports, "STRIP", strip)
+    logits, label = torch.randn(3, 5, 7), torch.randint(0, 3, (20, 24))
+    label[3:9] = 255
+    whole = torch.nn.functional.cross_entropy(upsample(logits[None], (20, 24)), label[None], ignore_index=255)
+    assert reports._cross_entropy(logits, label, 255).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert reports._cross_entropy(logits, torch.full((20, 24), 255), 255).item() == 0
+
+
+def test_evaluate_names_a_label_that_is_no_class():
+    class Wrong(Drawings):
+        def __getitem__(self, i):
+            image, label = super().__getitem__(i)
+            label[10, 10] = 200
+            return image, label
+
+    with pytest.raises(ValueError, match="none of the 3 classes"):
+        evaluate(FromRed(), Wrong(), progress=False)
 
 
 def test_evaluate_refuses_another_number_of_classes():

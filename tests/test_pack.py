@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import segformer_lite as sl
+from segformer_lite import threads
 from segformer_lite.cli import main
 from segformer_lite.data import PackedSegmentation, open_dataset, pack, pack_dataset, resize_short_side
 from segformer_lite.data.verify import verify
@@ -138,7 +139,7 @@ def cut_after(count, monkeypatch):
         return resize(*arguments)
 
     monkeypatch.setattr(pack, "resize_short_side", counted)
-    monkeypatch.setattr(pack, "AT_ONCE", 1)
+    monkeypatch.setattr(threads, "AT_ONCE", 1)
     return calls
 
 
@@ -200,7 +201,7 @@ def _killed(sample, folder, count):
             os.kill(os.getpid(), signal.SIGKILL)
         return write(*arguments)
 
-    pack._checksum, pack.AT_ONCE = counted, 1
+    pack._checksum, threads.AT_ONCE = counted, 1
     torch.set_num_threads(1)
     pack_dataset(sample, folder, SIZE)
 
@@ -239,7 +240,7 @@ def test_a_broken_picture_is_named_and_the_rest_kept(sample, tmp_path, monkeypat
     path = open_dataset(source).image_paths[6]
     good = path.read_bytes()
     path.write_bytes(good[:300])
-    monkeypatch.setattr(pack, "AT_ONCE", 1)
+    monkeypatch.setattr(threads, "AT_ONCE", 1)
     with pytest.raises(ValueError, match=f"{path.name} cannot be decoded") as error:
         pack_dataset(source, tmp_path / "pack", SIZE)
     one_line(error)

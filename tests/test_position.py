@@ -86,13 +86,15 @@ def test_readout_is_repeatable_whatever_was_drawn_before():
 
 
 def test_r2_is_one_for_the_truth_and_zero_for_the_middle():
-    def right(x):
-        return [coordinates(*x.shape[-2:]).expand(len(x), -1, -1, -1)]
+    class Right(torch.nn.Module):
+        def forward(self, x):
+            return [coordinates(*x.shape[-2:]).expand(len(x), -1, -1, -1)]
 
-    def middle(x):
-        return [0 * place for place in right(x)]
+    class Middle(Right):
+        def forward(self, x):
+            return [0 * place for place in super().forward(x)]
 
-    assert readout_r2(right, size=32) == [1.0] and readout_r2(middle, size=32) == [0.0]
+    assert readout_r2(Right(), size=32) == [1.0] and readout_r2(Middle(), size=32) == [0.0]
 
 
 def test_border_distance_of_a_small_picture():

@@ -43,7 +43,7 @@ def test_operations_of_a_forward_pass(b0):
 def test_memory_of_a_step_holds_no_logits_at_label_resolution(b0):
     full = 4 * 150 * 256 * 256 * 4 / MB  # of four pictures; the plain loss holds three such tensors at its worst
     peak = speed.peak_memory(training_step(b0, 256, 4, 150), b0) / MB
-    assert peak < 262, "a training step of four pictures of 256 px took 249 MB when this was written"
+    assert peak < 262, "a training step of four pictures of 256 px takes 249 MB"
 
     def plain():
         logits = sl.models.upsample(b0.train()(torch.randn(4, 3, 256, 256)), (256, 256))
@@ -81,8 +81,8 @@ def test_traffic_counts_what_operations_take_and_give_and_views_for_nothing():
 def test_traffic_and_memory_of_a_forward_pass(b0):
     b0.zero_grad()  # other tests train it
     forward = speed.inference(b0, torch.randn(8, 3, 256, 256), torch.float32)
-    assert speed.traffic(forward) < 1.55e9, "1.50 GB when this was written"
-    assert speed.peak_memory(forward, b0) < 110 * MB, "105 MB when this was written"
+    assert speed.traffic(forward) < 1.55e9, "it takes 1.50 GB"
+    assert speed.peak_memory(forward, b0) < 110 * MB, "it takes 105 MB"
 
 
 def test_turns_are_taken_one_after_the_other_and_compared_in_pairs():
@@ -148,7 +148,7 @@ def test_synthetic_coco_is_opened_the_same_by_both(benchmarks, tmp_path):
     mine = dict(zip((image["id"] for image in ours.images), map(len, ours.annotations), strict=True))
     assert sum(mine.values()) and mine == {i: len(theirs.imgToAnns[i]) for i in mine}
     seconds, peak, kept = coco_index.measure(tmp_path / "coco", "segformer_lite, persons")
-    assert seconds > 0 and peak >= kept > -1
+    assert 0 < seconds < 60 and -0.1 < kept <= peak < 1
 
 
 def test_time_covered_counts_overlaps_once(benchmarks):

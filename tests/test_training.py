@@ -1,6 +1,9 @@
 """Loss, schedule, the loop: resuming to the same numbers, files that are whole or absent, comparisons."""
 
 import json
+import os
+import signal
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +13,7 @@ import torch
 
 import segformer_lite as sl
 from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, losses, segmentation_loss
+from segformer_lite.training.batches import one_line_errors
 from segformer_lite.training.device import choose_device
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
 
@@ -109,7 +113,7 @@ def test_loss_settings_reach_the_run(sample, tmp_path):
     assert dice.history[0]["loss"] > plain.history[0]["loss"] + 0.5
     with pytest.raises(ValueError, match="holds 3 weights, but .* has 11 classes"):
         sl.train(config(sample, tmp_path / "wrong", class_weights=[1, 2, 3]), progress=False)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="finite and not negative"):
         config(sample, tmp_path / "wrong", class_weights=[1, -2])
 
 
@@ -274,7 +278,7 @@ def test_pictures_are_kept_in_memory_only_where_every_process_has_room():
     assert Resized(range(count), 96, 0).keep and not Resized(range(count), 96, 0, copies=2).keep
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "text", "pickle"])
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "pickle", "foreign"])
 def test_a_broken_checkpoint_is_one_line_and_nothing_is_lost(sample, tmp_path, damage):
     settings = config(sample, tmp_path / "run", steps=2)
     sl.train(settings, progress=False)
@@ -288,6 +292,8 @@ def test_a_broken_checkpoint_is_one_line_and_nothing_is_lost(sample, tmp_path, d
                 return (open, (str(tmp_path / "was_here"), "w"))
 
         path.write_bytes(pickle.dumps(Evil()))
+    elif damage == "foreign":
+        torch.save({"step": 1, "settings": {}}, path)
     else:
         path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"<html>404</html>"}[damage])
     log = (tmp_path / "run" / "log.jsonl").read_bytes()
@@ -339,6 +345,24 @@ def test_own_blocks_train_and_say_so_when_loaded_without(sample, tmp_path):
         sl.load_model(run.folder)
 
 
+def test_an_own_class_with_other_code_is_another_class(sample, tmp_path):
+    class Narrow(sl.MixFFN):
+        def forward(self, x):
+            return super().forward(x)
+
+    first = Narrow
+
+    class Narrow(sl.MixFFN):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    notes = [sl.TrainConfig(model_options={"ffn": own}).as_dict()["model_options"]["ffn"] for own in (first, Narrow)]
+    assert notes[0] != notes[1] and notes[0].split()[:3] == notes[1].split()[:3]
+    sl.train(config(sample, tmp_path / "run", steps=1, model_options={"ffn": first}), progress=False)
+    with pytest.raises(ValueError, match="was run with model_options = "):
+        sl.train(config(sample, tmp_path / "run", steps=1, model_options={"ffn": Narrow}), tmp_path / "run", False)
+
+
 def test_compare_trains_each_seed_once_and_tells_means(sample, tmp_path):
     configs = {"plain": config(sample, ""), "slow": config(sample, "", lr=1e-5)}
     table = sl.compare(configs, seeds=2, folder=tmp_path / "c", progress=False)
@@ -371,6 +395,9 @@ def test_settings_are_checked_in_words():
         sl.TrainConfig(compile="fast")
     with pytest.raises(ValueError, match="at least 32"):
         sl.TrainConfig(size=16)
+    for weights in ([1, float("nan")], [1, -1.0]):
+        with pytest.raises(ValueError, match="class_weights must be finite and not negative"):
+            sl.TrainConfig(class_weights=weights)
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "xpu", "meta", "gpu", "mps:7"])
@@ -391,7 +418,49 @@ def test_a_gpu_for_which_torch_has_no_kernels_is_not_chosen(monkeypatch):
         choose_device("cuda")
 
 
+def test_each_process_asks_a_gpu_of_its_own_and_one_on_the_cpu_none(monkeypatch):
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "ones", lambda *size, device=None: asked.append(device) or torch.full((1,), 1.0))
+    assert choose_device("cpu").type == "cpu" and not asked
+    assert choose_device().type == "cuda" and set(asked) == {"cuda:1"}
+
+
 def test_report_presets_are_the_reports_settings():
     coco, ct = sl.training.PRESETS["report-coco"], sl.training.PRESETS["report-chest-ct"]
     assert (coco.size, coco.epochs, coco.data_options["limit"], coco.augment) == (256, 100, 50_000, "pspnet")
     assert (ct.size, ct.epochs, ct.data_options["limit"]) == (512, 50, 15_000)
+
+
+def test_steps_that_are_asked_for_come_before_a_presets_epochs():
+    preset = sl.TrainConfig.preset("report-coco", steps=5)
+    assert preset.steps == 5 and preset.epochs is None
+    assert sl.TrainConfig.preset("report-coco", steps=5, epochs=2).epochs == 2
+
+
+def test_fewer_pictures_than_processes_is_one_line(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.distributed, "processes", lambda: 5)
+    with pytest.raises(ValueError, match="batch_size is 4, but torchrun started 5 processes"):
+        sl.train(config(sample, tmp_path / "run"), progress=False)
+
+
+def test_an_unknown_augmentation_leaves_no_folder(sample, tmp_path):
+    with pytest.raises(ValueError, match="'upside'"):
+        sl.train(config(sample, tmp_path / "run", augment="upside"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what ends a worker from outside differs elsewhere")
+def test_a_worker_that_was_ended_from_outside_is_one_line():
+    with pytest.raises(OSError, match="a process that loads data was ended from outside"):
+        list(one_line_errors(torch.utils.data.DataLoader(Deadly(), num_workers=1)))

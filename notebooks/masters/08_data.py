@@ -441,7 +441,8 @@ print("all labels lowered by one, twice:", (label - 1) % 256, "->", (label - 2) 
 #    one, a "device-side assert".
 # 3. Some data sets call 0 "other" and want it ignored, so their loaders lower every label by one
 #    and turn 0 into 255 (the setting is often called `reduce_zero_label`). Twice is once too often:
-#    class 1 is gone, and what was ignored counts as class 254 or 253.
+#    class 1 is gone. And 255 itself must be put back, which the arithmetic alone does not do: what was
+#    ignored counts as class 254 or 253.
 #
 # And one that is not a mistake but a decision: **is background a class?** In COCO yes: "none of the
 # 80" is an answer, and it is scored. If you make it 255 instead, nothing that is wrongly found on
@@ -500,7 +501,8 @@ for mode in halves:
 # <summary><b>Answer</b></summary>
 #
 # **B.** The rim of the sign in the last panel: halfway between background 0 and stop sign 4 lies 2, a
-# car; a quarter of the way, 1, a person. Class numbers are *names*, and
+# car; a quarter of the way, 1, a person. (The cell counts only classes that the scene has nowhere
+# else, so *car* is not in its list.) Class numbers are *names*, and
 # there is no mean of two names. Worse, between 0 and 255 lie labels that no class has at all: that
 # would be an error, if you are lucky.
 #
@@ -751,7 +753,8 @@ def patient_and_slice(name):
     return patient, int(number)
 
 
-names = [row["ImageId"] for row in rows if row["ImageId"][:24] == rows[0]["ImageId"][:24]]
+patient = patient_and_slice(rows[0]["ImageId"])[0]
+names = [row["ImageId"] for row in rows if patient_and_slice(row["ImageId"])[0] == patient]
 for how, key in {"as text:  ": None, "as number:": patient_and_slice}.items():
     print("sorted", how, [patient_and_slice(name)[1] for name in sorted(names, key=key)][:8])
 
@@ -861,9 +864,10 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # White (240 and more) is kept by both thresholds; orange (128 to 239) is lost at 240; blue (16 to
-# 127) is noise that both drop. **What is lost lies along the border.** A few per cent of a large lung
-# are harmless. A thin thing is all border: of the trachea a third and more is gone, while at 127 its
-# outline stays where it was drawn. (The real masks lie between the gentle and the usual compression;
+# 127) is noise that both drop. **What is lost lies along the border.** As the masks are stored, a
+# few per cent are gone. Saved again in the usual way, the heart loses least, the lung with its long
+# outline a fifth, and the trachea, a thin thing that is all border, nearly half; at 127 the outline
+# stays where it was drawn. (The real masks lie between the gentle and the usual compression;
 # once they are on your disk, a cell further down measures them.)
 #
 # So: look at the values before you choose, take the middle, and save your *own* masks as PNG.
@@ -1101,7 +1105,8 @@ print("done; what is not in the folder data is left out")
 # ### Your own pictures
 #
 # Two folders and a list of names are enough. Masks are grey PNG files, one class number per pixel.
-# PNG, because it returns exactly what was put in.
+# PNG, because it returns exactly what was put in. Two pictures lie in the folder below, and one is
+# seen: without lists of names the folder is divided into training and validation.
 
 # %%
 folder = Path(tempfile.mkdtemp()) / "my_images"

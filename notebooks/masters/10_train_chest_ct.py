@@ -15,7 +15,7 @@
 # - what happens in the fast phase of the learning curve;
 # - why one figure for one patient is the unit, and a slice is not;
 # - why the trachea is missed: its size, the stride of 4 and its share of the pixels, one at a time;
-# - what helps it, measured: class weights, Dice loss, a larger input;
+# - which of three remedies helps it, measured: class weights, Dice loss, a larger input;
 # - how far "varying imaging conditions" may vary, with and without colours in the augmentation;
 # - what a split by slice does to the number that is reported.
 #
@@ -136,7 +136,7 @@ print(f"I = {shared}, P = {P}, L = {L}: Dice {2 * shared / (P + L):.3f}, IoU {sh
 
 # %% tags=["exercise"]
 def my_dice(predictions, labels, c):
-    """Dice of class c in one patient's stack: label maps (S, H, W) int64 -> float, nan where nobody has it."""
+    """Dice of class c in one patient's stack, label maps (S, H, W): float, nan where neither has it."""
     # SOLUTION
     known = labels != 255
     p, q = (predictions == c) & known, (labels == c) & known
@@ -235,7 +235,8 @@ def curve(history, title):
 half = {organ: [e["step"] for e in history if e.get(organ, 0) >= 0.5][:1] for organ in ORGANS}
 show.figure(curve(history, "loss (log scale)"), alt=(
     "Left, the loss on a logarithmic scale, falling. Right, the Dice of the organs. First at one half: "
-    + ", ".join(f"{organ} at step {steps[0]}" if steps else f"{organ} never" for organ, steps in half.items())))
+    + ", ".join(f"{organ} at step {steps[0]}" if steps else f"{organ} never"
+                for organ, steps in half.items())))
 
 # %% [markdown]
 # Left the loss, grey each batch and blue the mean of nine; right the Dice.
@@ -513,7 +514,8 @@ for i in range(min(len(val_set), 60)):
     areas += np.bincount(pieces.ravel())[1:].tolist()
 side = val_set[0][1].shape[0]
 diameter = 2 * math.sqrt(np.median(areas) / math.pi)
-print(f"{len(areas)} pieces, the middle one of {np.median(areas):.0f} px: {diameter:.1f} px across, of {side}")
+print(f"{len(areas)} pieces, the middle one of {np.median(areas):.0f} px: {diameter:.1f} px across, "
+      f"of {side}")
 for pixels in (64, 96, 192, 512):
     print(f"input {pixels:3d} px: logits {pixels // 4:3d} × {pixels // 4:<3d}, "
           f"the trachea is {diameter * pixels / side / 4:.1f} cells across")
@@ -527,7 +529,7 @@ for pixels in (64, 96, 192, 512):
 #   wins;
 # - **best scores**: every cell holds whatever number serves best, found by gradient descent.
 #
-# **Predict, then run.** How much of the trachea is lost at 96 pixels, at most?
+# **Predict, then run.** How much of the trachea must be lost at 96 pixels?
 #
 # - A. Nearly all: something one cell wide can't have an outline.
 # - B. More than half with shares, little with the best scores.
@@ -653,7 +655,7 @@ for name, share, weight in zip(train_set.classes, counts / counts.sum(), class_w
 #
 # What does a weight do to the answer? It moves the decision. Trained with weight $w$, a network calls a
 # pixel trachea once its probability times $w$ beats the others'; between two classes, of weights 1 and
-# $w$, that is from $1 / (1 + w)$ on. More is found (recall rises), more is invented (precision falls).
+# $w$, that is from $1 / (1 + w)$ on.
 
 # %% [markdown]
 # ## What helps
@@ -885,7 +887,8 @@ show.figure(fig, alt=(
 # bodies all lie alike. Augmentation is paid for in steps; it pays back when the network begins to know
 # its slices by heart.
 #
-# Does it help to have seen colours change? In each run both networks were tested on the same slices:
+# Does it help to have seen colours change? In each run both networks were tested on the same slices;
+# here are the differences, the mean over all three organs:
 
 # %%
 for kind in SEVERITIES:
@@ -970,7 +973,7 @@ for organ in ORGANS:
 # how it divided its slices, and the set's own author divides them by row, that is, by slice. A
 # number without its split can't be compared with another.
 #
-# On the few real slices that were at hand, of three patients, the difference is no matter of noise
+# On the few real slices that were at hand, of three patients, the difference is larger than noise
 # (`docs/results/real-sets.md`): with 6 slices held out the organs have a mean IoU of 0.29; trained
 # on one patient and asked about 3 slices of the two others, 0.00. Those patients were stored with
 # another window. Three patients prove nothing about chests; they show what a split can hide.
@@ -1052,7 +1055,8 @@ print("evaluate: equal to counting a stack once")
 #   first two, the loss the third: Dice loss asks for overlap, class weights move the threshold.
 # - Compare settings patient by patient; the interval of the difference decides.
 # - Robustness is a curve, with a named shift on its axis.
-# - A split by slice reports how well patients are remembered.
+# - A split by slice can report how well patients are remembered. Here it added nothing that three runs
+#   could show; split by patient anyway.
 
 # %% [markdown]
 # ## What people ask
@@ -1061,8 +1065,9 @@ print("evaluate: equal to counting a stack once")
 # yes-or-no answers allow that. Overlaps are rare; a softmax over
 # four classes decides them one way, and every score of the course applies unchanged.
 #
-# **Is a Dice of 0.9 good?** For a lung it is poor, for a trachea one cell wide it is close to the best that
-# the map can hold. Compare with that, and with a second person's labels, if there are any.
+# **Is a Dice of 0.9 good?** For a lung at 96 pixels it is what the map can hold, and poor at full size;
+# for a trachea one cell wide it is close to the best there is. Compare with that, and with a second
+# person's labels, if there are any.
 #
 # **Should I use Hounsfield units in place of grey values?** If you have them, yes: the window is then
 # your choice and can be part of the augmentation. In the Kaggle set it has been chosen already.

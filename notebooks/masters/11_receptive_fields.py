@@ -6,13 +6,13 @@
 # the modes fast and full are the same here.
 
 # %% [markdown]
-# **What you build.** `field_of`, a function of six lines that says which pixels a place of any layer
+# **What you build.** `field_of`, a function of six lines that says which pixels a place of any stage
 # depends on, and how strongly. At the end it gives the package's numbers.
 #
 # **What you learn.**
 #
 # - what a network *could* see and what it *does* see, and why they differ by so much;
-# - why the field of a stack of convolutions is a bell, and grows with the root of the depth only;
+# - why the field of a stack of convolutions is a bell, and how slowly it grows with the depth;
 # - four choices that a receptive field depends on and that most pictures of one don't state;
 # - how to compare SegFormer, DeepLabV3+ and U-Net, each with an untrained control beside it;
 # - a measure that many use and that changes its verdict with the unit of its input;
@@ -109,17 +109,10 @@ for layers in (1, 2, 3):
 # the middle is connected by very many.
 
 # %% [markdown]
-# ### Closed form
-#
-# Each step of a walk is left, straight on or right by chance, so the end point is a sum of $n$
-# independent steps. Variances add. A box of $K$ pixels has variance $(K^2 - 1) / 12$, hence
-#
-# $$\sigma = \sqrt{n \, (K^2 - 1) / 12},$$
-#
-# and by the central limit theorem the shape is a bell, the normal distribution.
+# ### Four times as deep
 #
 # **Predict, then run.** Four times as many layers: what could be seen grows about fourfold. By how
-# much grows the width of what *is* seen, $\sigma$?
+# much does the width of what *is* seen grow, its standard deviation $\sigma$?
 #
 # - A. Fourfold as well.
 # - B. Twofold.
@@ -133,9 +126,16 @@ def spread(row):
 
 
 for layers in (1, 4, 16, 64):
-    measured, formula = spread(box_row(layers)), (layers * (3**2 - 1) / 12) ** 0.5
-    print(f"{layers:2d} layers: could see {2 * layers + 1:3d} px, "
-          f"sigma {measured:.2f} px, formula {formula:.2f}")
+    print(f"{layers:2d} layers: could see {2 * layers + 1:3d} px, sigma {spread(box_row(layers)):5.2f} px")
+
+# %% [markdown]
+# In closed form: each step of a walk is left, straight on or right by chance, so the end point is a
+# sum of $n$ independent steps. Variances add. A box of $K$ pixels has variance $(K^2 - 1) / 12$, hence
+#
+# $$\sigma = \sqrt{n \, (K^2 - 1) / 12},$$
+#
+# and by the central limit theorem the shape is a bell, the normal distribution. With $K = 3$ that is
+# $\sqrt{2 n / 3}$:
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
@@ -215,7 +215,7 @@ assert 1.6 < sides[16] / sides[4] < 2.4
 # %% [markdown]
 # Twice as wide for four times the depth, again. So how does a convolutional network come to see far?
 # Not by depth. It makes its *steps* longer: with a stride, all later layers walk in steps of two
-# pixels; with dilation, one layer does.
+# pixels; with dilation, which pulls the nine taps of a kernel apart, one layer does.
 
 # %%
 torch.manual_seed(0)
@@ -1080,6 +1080,8 @@ for stage in (1, 2, 3, 4):
 #
 # - Effective receptive field: the absolute gradient of one number of one place by every pixel, each
 #   picture divided by its sum.
+# - Does SegFormer use more? Here its last stage has no larger field than U-Net's, and DeepLabV3+'s is
+#   the largest; pictures and training are small. What it has is some gradient from everywhere.
 # - Convolutions see a bell whose width grows with the root of the depth. Strides and dilation make
 #   it wide, depth doesn't.
 # - SegFormer has support everywhere from its first block, and most of its mass near by. Training

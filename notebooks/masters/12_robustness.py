@@ -82,7 +82,7 @@ show.network(lit=("image", "mask"))
 # ### Three that are arithmetic
 #
 # Take three pixels and values from 0 to 1. **Contrast** shrinks the distance to each channel's mean,
-# **brightness** adds to the largest channel and takes the others along, **saturate** stretches the
+# **brightness** adds to the largest channel and takes the others along, **saturate** scales the
 # distance of a pixel's channels from its largest one:
 
 # %%
@@ -720,7 +720,7 @@ show.figure(fig, alt=(
 # **A, roughly.** The top is near the size of training, not on it: on the slices of this run it lies
 # to the right of the dotted line, and both ends fall. Of the three networks on the right only
 # SegFormer is best at the size it was trained at; U-Net is best a little above, DeepLabV3+ at twice
-# that size, and from 96 to 192 pixels each changes by a tenth at most. *Why isn't it C?* Nothing
+# that size, and from 96 to 192 pixels each changes by about a tenth at most. *Why isn't it C?* Nothing
 # breaks at another size, but every filter has learned how large a thing is *in pixels*. At twice
 # the size a stop sign is a shape that the training showed only at the rim of its scales; at a third
 # it is hardly wider than a few strides. Being able to run at any size, and being trained for it,

@@ -80,7 +80,7 @@ show.network(lit=("patch_embed", "attention", "mix_ffn", "decoder"))
 #
 # | paper | code | meaning |
 # |---|---|---|
-# | FLOPs | `macs(model, size)` | multiply-accumulates (MACs) of one picture: products *and* sums are two |
+# | FLOPs | `macs(model, size)` | multiply-accumulates (MACs) of one picture: a product and a sum each |
 # | FPS | `1 / timing.median(...)` | pictures per second, one at a time |
 # | mIoU | `sl.evaluate(...).miou` | how good |
 
@@ -247,8 +247,10 @@ KINDS = {"matrix products": ("mm",), "attention": ("attention", "softmax"), "nor
 def kind_of(event):
     """The kind of one line of the profiler; depth-wise means one input channel per 3 x 3 kernel."""
     if "conv" in event.key:
-        return "depth-wise" if [1, 3, 3] in [list(shape[1:]) for shape in event.input_shapes] else "convolutions"
-    return next((kind for kind, words in KINDS.items() if any(word in event.key for word in words)), "the rest")
+        kernels = [list(shape[1:]) for shape in event.input_shapes]
+        return "depth-wise" if [1, 3, 3] in kernels else "convolutions"
+    kinds = [kind for kind, words in KINDS.items() if any(word in event.key for word in words)]
+    return kinds[0] if kinds else "the rest"
 
 
 def profiled(function, times=3):
@@ -279,7 +281,8 @@ ax.barh(place + 0.2, list(shares.values()), 0.38, color=show.COLOURS["orange"], 
 ax.set_yticks(place, list(shares))
 ax.invert_yaxis()
 ax.legend()
-uncounted = sum(value for kind, value in shares.items() if kind not in ("matrix products", "convolutions", "attention"))
+counted = ("matrix products", "convolutions", "attention")
+uncounted = sum(value for kind, value in shares.items() if kind not in counted)
 show.figure(fig, alt=(
     "Horizontal bars for kinds of operations, share of the arithmetic in blue and of the time in orange. "
     "Matrix products and convolutions have nearly all the arithmetic and a smaller share of the time; depth-wise "
@@ -345,8 +348,9 @@ for name, (operations, moved) in toys.items():
 # Now your machine. `ceilings` finds $P$ with a large matrix product and $M$ with a large copy, each
 # from its best turn: a roof is what the machine *can*, so the points get their best turn too. Then
 # seven operations of B0, at the size of stage 1 for eight pictures of 256 px: 32,768 tokens with 32
-# channels outside and 128 inside Mix-FFN (`fuse`, from the decoder as printed, gets one picture only:
-# its 1024 channels are enough). Operations and bytes are counted by hand, as above.
+# channels outside and 128 inside Mix-FFN (`fuse`, from the decoder as printed, has 1024 channels and
+# gets one picture only; `upsampling` makes its map four times as large and gets two). Operations and
+# bytes are counted by hand, as above.
 
 # %%
 block = model.encoder.stages[0].blocks[0]
@@ -365,7 +369,8 @@ work = {  # name: function, operations, bytes
     "fuse": (lambda: model.decoder.fuse(stacked), 2 * 256 * s, 4 * (s + s // 4)),
 }
 for name, (_, operations, moved) in work.items():
-    print(f"{name:12s}{operations / 1e6:8.1f} M operations  {moved / 2**20:5.1f} MiB   I = {operations / moved:6.2f}")
+    print(f"{name:12s}{operations / 1e6:8.1f} M operations  {moved / 2**20:5.1f} MiB   "
+          f"I = {operations / moved:6.2f}")
 
 # %% [markdown]
 # (Of a norm, about eight operations per value: mean, variance, scale and shift. GELU's ten are a
@@ -470,7 +475,8 @@ from ipywidgets import IntSlider, interact
 
 def try_width(log2):
     point = measured([2**log2])
-    show.figure(draw_roof(point, "one width"), alt=f"The roofline with one point, a Linear of {2**log2} channels.")
+    show.figure(draw_roof(point, "one width"),
+                alt=f"The roofline with one point, a Linear of {2**log2} channels.")
 
 
 _ = interact(try_width, log2=IntSlider(5, 1, 10, description="C = 2 to the", continuous_update=False))
@@ -562,7 +568,8 @@ SIZES = (16, 40) if session.quick else (8, 16, 24, 30, 34, 40, 48, 64)
 ratios = {mib: new_against_old(mib).ratio("new", "in place") for mib in SIZES}
 fig, ax = plt.subplots(figsize=(5, 2.4))
 low, middle, high = np.array(list(ratios.values())).T
-ax.errorbar(SIZES, middle, [middle - low, high - middle], fmt="o-", ms=4, color=show.COLOURS["blue"], capsize=2)
+ax.errorbar(SIZES, middle, [middle - low, high - middle], fmt="o-", ms=4, capsize=2,
+            color=show.COLOURS["blue"])
 ax.axvline(32, color=show.COLOURS["grey"], ls=":", lw=1)
 ax.set(xlabel="size of each tensor, MiB", ylabel="times longer than in place", ylim=(0, None))
 show.figure(fig, alt=(
@@ -743,7 +750,7 @@ checks.interpolation_matrix(my_matrix)
 # %% [markdown]
 # ## What each step brought
 #
-# Four steps of this package against what one would write first. Two of them compute the same
+# Three steps of this package against what one would write first. Two of them compute the same
 # function, and that is shown *before* anything is timed: a fast wrong answer is no answer.
 
 # %%
@@ -765,8 +772,7 @@ print("loss in strips = plain loss, value and gradient")
 # %% [markdown]
 # The third step, attention with $R = 64$ in stage 1, is *not* the same function as attention to all
 # tokens: it is the paper's idea, and [chapter 04](04_efficient_attention.ipynb) shows what it
-# merges. The fourth, bf16, is the same function with fewer digits; what that changes comes further
-# down.
+# merges.
 
 # %%
 reduced = block.attention  # stride 8: R = 64
@@ -786,8 +792,6 @@ STEPS = {  # name: (module, before, after)
                                     lambda: model.decoder(features)),
     "loss: plain, in strips": (nn.Identity(), learn(plain_loss), learn(segmentation_loss)),
     "attention: R = 1, R = 64": (block, lambda: full(maps), lambda: reduced(maps)),
-    "network: float32, bf16": (model, speed.inference(model, pair, torch.float32),
-                               speed.inference(model, pair, torch.bfloat16)),
 }
 
 # %% [markdown]
@@ -815,16 +819,16 @@ show.figure(fig, alt=(
     "1: " + ", ".join(f"{name} {np.median(values):.1f}" for name, values in table.items()) + "."))
 
 # %%
-assert session.quick or np.median(table["decoder: as printed, folded"]) > 1.5, "chapter 07 promised more"
+assert session.quick or np.median(table["decoder: as printed, folded"]) > 1.5, "folding must pay"
 assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strips must pay"
 
 # %% [markdown]
 # Compare the first bar with [chapter 07](07_mlp_decoder.ipynb)'s arithmetic: the folded decoder has
-# 5.6 times fewer MACs at 512 px. The clock gives less than that, because the sums and upsamplings,
-# which no MAC counts, are still there. The second bar saves no arithmetic at all, it does *more* (a
-# matrix has many zeros to multiply with), and is faster by moving less. The third is the paper's:
-# each query meets 64 times fewer keys, and projections and the strided convolution leave a part of
-# that factor. The fourth depends most on your processor; more below.
+# 5.6 times fewer MACs at 512 px, about five at the 256 px of this cell. The clock gives less than
+# that, because the sums and upsamplings, which no MAC counts, are still there. The second bar saves no
+# arithmetic at all, it does *more* (a matrix has many zeros to multiply with), and is faster by moving
+# less. The third is the paper's: each query meets 64 times fewer keys, and projections and the strided
+# convolution leave a part of that factor.
 #
 # These are factors of *parts*. A part with a tenth of the time, made infinitely fast, gives 11 % (Amdahl's
 # law): $1 / (1 - 0.1) = 1.11$.
@@ -1007,8 +1011,9 @@ for side, (gigas, fps, miou) in SHORT.items():
     ours = "  ".join(f"{k} classes {by_side[side]:5.1f}" for k, by_side in counted.items())
     print(f"{side:5d} px: printed {gigas:5.1f} G, counted with {ours}   FPS {fps:4.1f}   mIoU {miou}")
 large, small = SHORT[1024], SHORT[512]
-print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, {counted[19][1024] / counted[19][512]:.1f} "
-      f"as counted with 19, {small[1] / large[1]:.1f} times the FPS, {large[2] - small[2]:.1f} mIoU lost")
+print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, "
+      f"{counted[19][1024] / counted[19][512]:.1f} as counted with 19, "
+      f"{small[1] / large[1]:.1f} times the FPS, {large[2] - small[2]:.1f} mIoU lost")
 
 # %% [markdown]
 # Two things. The first line fits a network with 150 classes and the other three one with 19; Cityscapes
@@ -1033,6 +1038,7 @@ for side in SIDES:
     memory = speed.peak_memory(single[side], network) / 2**20
     print(f"{side:4d} px: mIoU {reports[side].miou:.2f}   {timing.ratio(SIDES[-1], side)[1]:4.1f} times as fast "
           f"as {SIDES[-1]} px   peak memory {memory:5.1f} MiB")
+print(f"from 128 to 64 px: {timing.ratio(128, 64)[1]:.1f} times as fast")
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.7))
@@ -1078,13 +1084,15 @@ show.figure(fig, alt=(
 # %%
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-b0s = {"folded": model, "as printed": sl.create_model("segformer_b0", num_classes=150, decoder=Printed).eval()}
+b0s = {"folded": model,
+       "as printed": sl.create_model("segformer_b0", num_classes=150, decoder=Printed).eval()}
 print(f"weights: {sum(p.nbytes for p in model.parameters()) / 2**20:.0f} MiB in float32, half in 16 bits")
 with FakeTensorMode(allow_non_fake_inputs=True):
     for side in (512, 1024, 2048):
-        peaks = {name: speed.peak_memory(speed.inference(m, torch.empty(1, 3, side, side), torch.float32), m)
-                 for name, m in b0s.items()}
-        print(f"{side:5d} px: " + "   ".join(f"{name} {value / 2**20:6.0f} MiB" for name, value in peaks.items()))
+        x = torch.empty(1, 3, side, side)
+        peaks = {name: speed.peak_memory(speed.inference(m, x, torch.float32), m) for name, m in b0s.items()}
+        print(f"{side:5d} px: "
+              + "   ".join(f"{name} {value / 2**20:6.0f} MiB" for name, value in peaks.items()))
 
 # %% [markdown]
 # Beyond the weights everything grows with the number of pixels, four times from line to line. What a
@@ -1116,8 +1124,10 @@ began = time.perf_counter()
 taken = [(batch, time.perf_counter()) for batch in batches]
 (batch, ended), (_, first) = taken[-1], taken[epoch - 1]
 optimizer, scaler = make_optimizer(learner, 1e-4), torch.amp.GradScaler("cpu", enabled=False)
-step = speed.take_turns({"": lambda: train_step(learner, optimizer, scaler, *batch, 1.0, config, torch.float32)}, TURNS)
-pace = {"loader, first epoch": epoch * size / (first - began), "loader, later": 2 * epoch * size / (ended - first),
+step = speed.take_turns(
+    {"": lambda: train_step(learner, optimizer, scaler, *batch, 1.0, config, torch.float32)}, TURNS)
+pace = {"loader, first epoch": epoch * size / (first - began),
+        "loader, later": 2 * epoch * size / (ended - first),
         "training step": size / step.median("")}
 for name, rate in pace.items():
     print(f"{name:20s}{rate:8.0f} pictures a second")
@@ -1165,7 +1175,8 @@ print(f"{(WORK / 'network.onnx').stat().st_size / 2**20:.1f} MiB")
 # %%
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = torch.get_num_threads()  # as many as PyTorch: a fair comparison
-onnx_session = onnxruntime.InferenceSession(WORK / "network.onnx", options, providers=["CPUExecutionProvider"])
+onnx_session = onnxruntime.InferenceSession(WORK / "network.onnx", options,
+                                            providers=["CPUExecutionProvider"])
 for shape in ((2, 3, 96, 160), (1, 3, 32, 32), (1, 3, 100, 75), (3, 3, 64, 96), (1, 3, 256, 256)):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -1221,16 +1232,18 @@ for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
 
 # %% tags=["nbval-ignore-output"]
 rows = {}
-for path in sorted(RESULTS.glob("speed*.json"), reverse=True):  # of a case in two files, the one with more turns stays
+for path in sorted(RESULTS.glob("speed*.json")):
     record = json.loads(path.read_text(encoding="utf-8"))
     for row in record["rows"]:
         name = f"{record['variant'].upper()} {row['precision']} {row['size']} px x {row['batch']}"
         rows[row["work"], name + (" compiled" if row["compiled"] else "")] = row
-print(f"{record['device']}, {record['threads']} threads, torch {record['torch']}; {len(rows)} cases")
-shares = {key: row["peak_mb"]["segformer_lite"] / row["peak_mb"]["transformers"] for key, row in rows.items()}
-for (task, name), share in (min(shares.items(), key=lambda p: p[1]), max(shares.items(), key=lambda p: p[1])):
-    print(f"peak memory, {task} {name}: {share:.2f} of theirs")
-print("ours: work and bytes, as shares of what a large matrix product and a large copy reach in the same time")
+print(f"{record['device']}, {record['threads']} threads, {len(rows)} cases;",
+      ", ".join(f"{package} {version}" for package, version in record["versions"].items()))
+shares = {key: row["peak_mb"]["segformer_lite"] / row["peak_mb"]["transformers"]
+          for key, row in rows.items()}
+for key in (min(shares, key=shares.get), max(shares, key=shares.get)):
+    print(f"peak memory, {' '.join(key)}: {shares[key]:.2f} of theirs")
+print("ours: work and bytes, as shares of what a large matrix product and a large copy reach")
 for (task, name), row in rows.items():
     print(f"  {task:<10}{name:<28}{row['share_of_matrix_product']:4.0%}{row['share_of_copy']:6.0%}")
 
@@ -1246,7 +1259,8 @@ for ax, task in zip(axes, ("inference", "training")):
     ax.set_yticks(range(len(cases)), list(cases), fontsize=7)
     ax.invert_yaxis()
     ax.set(title=task, xlabel="times as fast as transformers", xlim=(0, None))
-medians = [f"{task} {name} {row['times_faster_than']['transformers'][1]:.1f}" for (task, name), row in rows.items()]
+medians = [f"{task} {name} {row['times_faster_than']['transformers'][1]:.1f}"
+           for (task, name), row in rows.items()]
 show.figure(fig, alt=(
     "For inference and training, a dot for each case, how many times as fast this package is as transformers, with "
     "the quartiles as a bar and a dashed line at 1: " + ", ".join(medians) + "."))
@@ -1318,8 +1332,9 @@ show.figure(fig, alt=(
 # **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
 # strips. It takes a while at the first call and again for new sizes. On the CPU of the figures above it
 # made some of the other networks faster, some slower, and this package's slower: a training step with
-# eight pictures of 256 px took 1.05 s compiled, 0.70 to 0.80 s as it is. `segformer-lite bench --compile`
-# measures it on both sides, on a GPU too; where it pays, `segformer-lite train --compile default` uses it.
+# eight pictures of 256 px took half as long again (`speed-compiled.json` beside `speed.json`).
+# `segformer-lite bench --compile` measures it on both sides, on a GPU too; where it pays,
+# `segformer-lite train --compile default` uses it.
 #
 # **`channels_last` or not?** `preprocess` hands out channels last, the layout in which tokens and maps
 # are views of each other. The weights stay as they are on a CPU; for CUDA the training loop changes

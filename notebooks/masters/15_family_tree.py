@@ -293,7 +293,7 @@ pyramid = Pyramid(256).eval()
 _ = toy_run(pyramid, torch.randn(1, 256, 12, 12))
 
 # %% [markdown]
-# **Predict, then run.** A map of 12 × 12 places; one value in its upper left corner changes. How
+# **Predict, then run.** A map of 12 × 12 places; the values at its upper left corner change. How
 # many of the 144 places hear of it after the pyramid?
 #
 # - A. The four places of the corner.
@@ -842,8 +842,8 @@ out = toy_run(layer, x)
 print("changes anything:", not torch.equal(out, layer.norm(x)))
 
 # %% [markdown]
-# **Predict, then run.** $\gamma$ is 0 and the layer changes nothing. Which of its parameters get a
-# gradient in the first step of training, from the loss at the network's end?
+# **Predict, then run.** $\gamma$ is 0 and the layer changes nothing. Which of its *new* weights (the
+# norm stood there before) get a gradient in the first step of training, from the loss at the network's end?
 #
 # - A. None: multiplied by 0, nothing can be learned.
 # - B. $\gamma$ alone.
@@ -1091,7 +1091,7 @@ show.figure(fig, alt=(
 # %% [markdown]
 # Each mark is a mean over seeds, the bar through it the standard deviation; to the left is cheap,
 # up is good. Look at the dashed lines first: a network near them has learned little that colours
-# don't tell. (Who is that near was trained three times as long as well, apart; its line follows
+# don't tell. (A network that is near them was also trained three times as long; that line follows
 # below.) Then compare a difference with the length of the bars. Which differences are larger than
 # what another seed does?
 
@@ -1109,7 +1109,8 @@ for data, rows in tables.items():
     print(*(verdict(rows, name, "segformer_b0") for name in networks if name != "segformer_b0"), sep="\n")
     longer = stored["sets"][data]["longer"]
     for name, runs in longer["rows"].items():
-        print(f"{name:15s}after {longer['steps']} steps: {mean_sd(runs)[0]:.3f} ± {mean_sd(runs)[1]:.3f} mIoU")
+        mean, sd = mean_sd(runs)
+        print(f"{name:15s}after {longer['steps']} steps: {mean:.3f} ± {sd:.3f} mIoU")
     learned_nothing = max(mean_sd(rows[name])[0] for name in BASELINES)
     ends = {name: mean_sd(longer["rows"].get(name, rows[name]))[0] for name in networks}
     assert min(ends.values()) > 1.5 * learned_nothing

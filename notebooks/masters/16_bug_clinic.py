@@ -114,7 +114,7 @@ def loss(logits, labels):
 
 
 def reduction(dim, R):
-    """Merges R tokens of a map (B, C, H, W) into one: R squares of side sqrt(R)."""
+    """Merges R tokens of a map (B, C, H, W) into one: squares of side sqrt(R)."""
     side = math.isqrt(R)
     return nn.Conv2d(dim, dim, kernel_size=side, stride=side)
 
@@ -138,7 +138,7 @@ def predict(net, images):
 
 
 def rate(step, steps):
-    """Learning rate: up to 0.01 in 20 steps, then down in a straight line."""
+    """Learning rate: rises for 20 steps; always times a straight line from 0.01 down to 0."""
     return 0.01 * min(1, (step + 1) / 20) * (1 - step / steps)
 
 
@@ -561,7 +561,7 @@ show.figure(bedside("patient 4"), alt=(
 # **Name it.** How many keys does this network have?
 #
 # - A. 16, as the paper says.
-# - B. 64: the kernel is 16 wide, but only 4 high.
+# - B. 4: the kernel is 16 wide, but only 4 high.
 # - C. One.
 #
 # A test: count them, and the weights.
@@ -927,7 +927,7 @@ checks.learning_rate(my_rate)
 # All nine side by side: the loss at the end, the score that the script itself reports, the true one.
 
 # %% tags=["nbval-ignore-output"]
-NAMES = ["transpose", "bilinear labels", "255", "R for R²", "double softmax", "half a mirror",
+NAMES = ["transpose", "bilinear labels", "255", "R for √R", "double softmax", "half a mirror",
          "no eval", "rate x 100"]
 print(f"{'':28s}{'loss':>6s}{'own':>7s}{'true':>7s}{'heart':>7s}")
 for (name, run), what in zip(ward.items(), ["", *NAMES]):
@@ -946,7 +946,7 @@ print("the own score differs from the true one only where the evaluation itself 
 #
 # - **Loud.** A label 255 raises an error (patient 3, before it was silenced). A rate a hundred times
 #   too large flattens the curve. Two softmaxes put a floor under the loss.
-# - **Silent.** The transpose, the silenced 255, $R$ for $R^2$, half a mirror: the loss falls, and
+# - **Silent.** The transpose, the silenced 255, $R$ for $\sqrt{R}$, half a mirror: the loss falls, and
 #   only a comparison tells. That a loss falls says that something is being learned, not what.
 # - **Not what it seems.** Two patients report a score that is not theirs, because their mistake sits
 #   in the evaluation. Bilinear labels are compared with equally wrong labels; without evaluation

@@ -94,12 +94,13 @@ def train_readout(encoder: MixTransformer, size: int = 96, steps: int = 250, bat
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    readout = PositionReadout(encoder).train()
+    device = device_of(encoder)
+    readout = PositionReadout(encoder).to(device).train()
     optimizer = torch.optim.AdamW(readout.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(steps):
-        places = readout(torch.randn(batch_size, 3, size, size, generator=generator))
-        loss = sum((p - coordinates(*p.shape[-2:])).square().mean() for p in places)
+        places = readout(torch.randn(batch_size, 3, size, size, generator=generator).to(device))
+        loss = sum((p - coordinates(*p.shape[-2:]).to(device)).square().mean() for p in places)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(readout.parameters(), 1.0)
@@ -113,8 +114,8 @@ def readout_r2(readout: PositionReadout, size: int = 96, images: int = 16, seed:
     """R² of the places that a readout tells on new noise, per stage: 1 is exact, 0 no better than "the middle"."""
     noise = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(seed))
     scores = []
-    for place in readout(noise):
-        true = coordinates(*place.shape[-2:])
+    for place in readout(noise.to(device_of(readout))):
+        true = coordinates(*place.shape[-2:]).to(place.device)
         scores.append(1 - ((place - true).square().mean() / true.square().mean()).item())
     return scores
 

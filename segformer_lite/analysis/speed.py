@@ -101,9 +101,9 @@ def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.
     the same on every machine. A kernel's own scratch memory is seen by the first alone.
     """
     if device is not None and device.type == "cuda":
-        function()  # what it makes once, as the optimiser its means, is there for everybody
         own = [t for p in model.parameters() for t in (p, p.grad) if t is not None] + list(model.buffers())
         others = torch.cuda.memory_allocated(device) - sum(tensor.nbytes for tensor in own)
+        function()  # what it makes once, as the optimiser its means, belongs to it, as on a CPU
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) - others

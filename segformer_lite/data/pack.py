@@ -4,8 +4,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from torchvision import tv_tensors
 from tqdm.auto import tqdm
 
 from ..files import writing
+from ..threads import in_threads
 from .base import IGNORE_INDEX, SegmentationDataset, choose, require_split
 from .transforms import resize_short_side
 
 INDEX, IMAGES, LABELS, JOURNAL = "pack.json", "images.bin", "labels.bin", "journal.jsonl"
 FORMAT = 1
 LARGEST = 4096  # px, a short side that no training asks for
-AT_ONCE = 64  # pictures that wait in memory to be written
 
 
 class PackedSegmentation(SegmentationDataset):
@@ -143,7 +142,7 @@ def pack_dataset(source: str | Path, folder: str | Path, size: int = 256, progre
     part = folder.with_name(folder.name + ".part")
     with writing(part, "the same command goes on from here"):
         pictures = _go_on(part, recipe, names)
-        rest = _in_threads(load, wanted[len(pictures) :])
+        rest = in_threads(load, wanted[len(pictures) :])
         with tqdm(rest, "pack", len(wanted), initial=len(pictures), unit="img", disable=not progress) as bar:
             pictures += _append(part, bar)
         (part / INDEX).write_text(json.dumps({**recipe, "pictures": pictures}), encoding="utf-8")
@@ -172,13 +171,6 @@ def _append(part: Path, items: Iterable[tuple[dict, np.ndarray, np.ndarray]]) ->
 
 def _checksum(image: bytes | memoryview, label: bytes | memoryview) -> int:
     return zlib.crc32(label, zlib.crc32(image))
-
-
-def _in_threads(load, places: list) -> Iterator:
-    """What `load` makes of each place, in order; decoding and resizing leave Python's lock to each other."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(places), AT_ONCE):
-            yield from pool.map(load, places[start : start + AT_ONCE])
 
 
 def _go_on(part: Path, recipe: dict, names: list[tuple[str, str]]) -> list[dict]:

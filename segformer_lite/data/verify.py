@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ..threads import in_threads
 from . import layout_of
 from .base import IMAGE_SUFFIXES, SegmentationDataset
 from .chest_ct import ChestCT, picture_folder, read_pairs
@@ -196,9 +196,8 @@ def _read(what: str, dataset: SegmentationDataset, advice: str, progress: bool, 
             return str(error)
         return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        said = pool.map(complaint, range(len(dataset)))
-        broken = tuple(filter(None, tqdm(said, total=len(dataset), unit="img", desc=what, disable=not progress)))
+    said = in_threads(complaint, range(len(dataset)))
+    broken = tuple(filter(None, tqdm(said, total=len(dataset), unit="img", desc=what, disable=not progress)))
     return Row(what, len(dataset) - len(broken), broken, advice if broken else "")
 
 

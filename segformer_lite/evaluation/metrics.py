@@ -10,12 +10,13 @@ SIZE_BINS = {"small": (0.0, 1 / 300), "medium": (1 / 300, 0.03), "large": (0.03,
 
 
 def confusion_matrix(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Pixels by (label, prediction), two maps of one shape with whole numbers below K = num_classes: int64 (K, K).
+    """Pixels by (label, prediction), two maps of one shape with classes from 0 to K - 1: int64 (K, K).
 
     Pixels labelled `ignore_index` are left out of both. Raises ValueError where a map holds another number.
     """
     label, prediction, known = label.long(), prediction.long(), label != ignore_index
-    if (known & (torch.maximum(label, prediction) >= num_classes)).any():
+    low, high = torch.minimum(label, prediction), torch.maximum(label, prediction)
+    if (known & ((low < 0) | (high >= num_classes))).any():
         raise ValueError(f"label or prediction holds a number that is none of the {num_classes} classes "
                          f"(0 to {num_classes - 1}); for pixels that nobody labelled set ignore_index")
     pairs = torch.where(known, num_classes * label + prediction, num_classes**2)  # the last is counted, and cut off

@@ -1,20 +1,25 @@
 """Evaluate a network on a data set, and the report that comes out."""
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
-from ..files import beside
-from ..models import Segmenter, device_of, label_map, preprocess, upsample
+from ..files import write_text
+from ..models import Segmenter, device_of, interpolation, label_map, preprocess
+from ..threads import in_threads
 from . import metrics
 
 LONGEST = 32  # times its short side is a picture's long side at most
+MOST_WAITING = 8  # batches of pictures that wait for others of their shape
+STRIP = 2**24  # values of upsampled logits at a time
 
 
 @dataclass
@@ -97,8 +102,7 @@ class Report:
         """Write figures and counts as JSON; NaN becomes null. Raises OSError where `path` cannot be written."""
         content = {**self.summary(), "per_class": self.per_class, "per_size": self.per_size,
                    "confusion": self.confusion.tolist()}
-        with beside(path) as part:
-            part.write_text(json.dumps(_nan_to_none(content), indent=1), encoding="utf-8")
+        write_text(path, json.dumps(_nan_to_none(content), indent=1))
 
     def __str__(self) -> str:
         lines = ["  ".join(f"{key} {value:.3f}" for key, value in self.summary().items()), ""]
@@ -158,8 +162,9 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
 
     Arguments: `model`, on any device, evaluated as it is (its mode is restored); `dataset`: items (uint8 image,
     int64 label map), `classes`, `ignore_index`; `size`: short side in px that pictures are resized to before the
-    network sees them (None: as they are); logits are upsampled back to each label map before the decision.
-    Raises ValueError when model and data set differ in the number of classes.
+    network sees them (None: as they are); logits are upsampled back to each label map before the decision. Items
+    are read ahead by several threads.
+    Raises ValueError when model and data set differ in the number of classes, or a label is none of them.
     """
     num_classes = len(dataset.classes)
     if model.num_classes != num_classes:
@@ -176,8 +181,7 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
             for indices, images, labels in _batches(dataset, size, batch_size):
                 logits = model(preprocess(images.to(device)))
                 for i, label, logit in zip(indices, labels, logits.float(), strict=True):
-                    full = upsample(logit[None], label.shape[-2:])[0]
-                    _count(report, i, full, label.to(device), dataset.ignore_index)
+                    _count(report, i, logit, label, dataset.ignore_index)
                 bar.update(len(indices))
     finally:
         model.train(was_training)
@@ -185,15 +189,18 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
 
 
 def _batches(dataset, size: int | None, batch_size: int):
-    """Items in order, gathered into batches of one shape: (indices, images (B, 3, H, W), list of labels)."""
-    waiting: dict[tuple, list] = {}
-    for i in range(len(dataset)):
+    """Items gathered into batches of one shape: (indices, images (B, 3, H, W), list of labels)."""
+    def load(i: int) -> tuple[int, Tensor, Tensor]:
         image, label = dataset[i]
-        image = resize_for_model(image.as_subclass(Tensor), size)
-        group = waiting.setdefault(tuple(image.shape), [])
-        group.append((i, image, label.as_subclass(Tensor)))
-        if len(group) == batch_size:
-            yield _stack(waiting.pop(tuple(image.shape)))
+        return i, resize_for_model(image.as_subclass(Tensor), size), label.as_subclass(Tensor)
+
+    waiting: dict[tuple, list] = defaultdict(list)
+    for item in in_threads(load, range(len(dataset))):
+        group = waiting[tuple(item[1].shape)]
+        group.append(item)
+        many = sum(map(len, waiting.values())) >= MOST_WAITING * batch_size  # pictures of many shapes fill the memory
+        if many or len(group) == batch_size:
+            yield _stack(waiting.pop(max(waiting, key=lambda shape: len(waiting[shape]))))
     for group in waiting.values():
         yield _stack(group)
 
@@ -204,12 +211,22 @@ def _stack(group: list) -> tuple:
 
 
 def _count(report: Report, i: int, logits: Tensor, label: Tensor, ignore_index: int) -> None:
-    """Add one picture's counts to the report: `logits` (K, H, W), `label` (H, W)."""
-    num_classes = len(report.classes)
-    prediction = logits.argmax(0)
-    valid = (label != ignore_index).sum().clamp(min=1)
-    loss = torch.nn.functional.cross_entropy(logits[None], label[None], ignore_index=ignore_index, reduction="sum")
-    report.losses[i] = float(loss / valid)
-    report.confusion += metrics.confusion_matrix(prediction, label, num_classes, ignore_index).cpu().numpy()
-    report.boundary += metrics.boundary_counts(prediction, label, num_classes, ignore_index).numpy()
+    """Add one picture's counts to the report: `logits` (K, h, w), `label` (H, W)."""
+    num_classes, there = len(report.classes), label.to(logits.device)
+    prediction = label_map(logits[None], label.shape)[0]
+    report.confusion += metrics.confusion_matrix(prediction, there, num_classes, ignore_index).cpu().numpy()
+    report.boundary += metrics.boundary_counts(prediction, there, num_classes, ignore_index).numpy()
     report.sizes += metrics.size_counts(prediction, label, ignore_index)
+    report.losses[i] = float(_cross_entropy(logits, there, ignore_index))
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross-entropy over the labelled pixels of one picture, some of its rows at a time; 0 where there are none.
+
+    All 81 classes of COCO at the size of a photograph are gigabytes.
+    """
+    rows, columns = (interpolation(a, b, logits) for a, b in zip(logits.shape[1:], label.shape, strict=True))
+    wide, lines = logits @ columns.T, max(1, STRIP // (len(logits) * label.shape[1]))  # (K, h, W)
+    parts = (F.cross_entropy((part @ wide)[None], truth[None], ignore_index=ignore_index, reduction="sum")
+             for part, truth in zip(rows.split(lines), label.split(lines), strict=True))
+    return torch.stack(list(parts)).sum() / (label != ignore_index).sum().clamp(min=1)

@@ -130,6 +130,11 @@ def one_line_errors(loader: Iterable) -> Iterator:
             raise
         last = str(error).strip().splitlines()[-1]
         raise type(error)(last.partition(": ")[2]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError("a process that loads data was ended from outside, most often because memory, or in a container "
+                      "/dev/shm, ran out: use fewer workers or a smaller batch") from None
 
 
 def leave_ctrl_c(worker: int) -> None:

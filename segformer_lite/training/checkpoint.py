@@ -122,7 +122,7 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         require_check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["step"], content["settings"]  # a foreign file has neither
+        content = {key: content[key] for key in ("step", "model", "optimizer", "scaler", "settings")}
     except Exception as error:  # whatever a broken file raises: zip, pickle, key and type errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint of this course ({reason[:80]}); "

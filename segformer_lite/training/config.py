@@ -1,8 +1,11 @@
 """What a training run is: every setting in one dataclass, and the named presets."""
 
+import hashlib
+import inspect
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import get_args
@@ -12,11 +15,21 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compi
 OWN_CLASS = "own class "  # how a file notes that a learner's class was put into the network
 
 
+def note_of(part) -> str:
+    """A learner's class by its name and a digest of its code: edited, it is another class."""
+    name = getattr(part, "__qualname__", type(part).__name__)
+    functions = [part] if inspect.isfunction(part) else filter(inspect.isfunction, vars(part).values())
+    with suppress(OSError):  # where there is no source to read, as at a prompt, the name alone
+        if code := "".join(map(inspect.getsource, functions)):
+            name += " " + hashlib.sha256(code.encode()).hexdigest()[:8]
+    return OWN_CLASS + name
+
+
 def require_own_classes(options: dict, file) -> None:
     """Raises ValueError where a file's model options only name a learner's class: code is not kept in files."""
     for key, value in options.items():
         if isinstance(value, str) and value.startswith(OWN_CLASS):
-            name = value.removeprefix(OWN_CLASS)
+            name = value.removeprefix(OWN_CLASS).split()[0]
             raise ValueError(f"{file} was trained with your own {key}, {name}: load it in Python with "
                              f"load_model(folder, {key}={name.rsplit('.', 1)[-1]})")
 
@@ -84,8 +97,8 @@ class TrainConfig:
             raise ValueError(f"steps must not be negative and size at least 32 px, got {self.steps} and {self.size}")
         if self.class_weights is not None:
             self.class_weights = [float(weight) for weight in self.class_weights]
-            if min(self.class_weights) < 0:
-                raise ValueError(f"class_weights must not be negative, got {min(self.class_weights)}")
+            if not all(0 <= weight < math.inf for weight in self.class_weights):
+                raise ValueError(f"class_weights must be finite and not negative, got {self.class_weights}")
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"precision is auto, fp32, bf16 or fp16, not {self.precision!r}")
         if self.compile not in (None, *COMPILE_MODES):
@@ -109,6 +122,8 @@ class TrainConfig:
         known = {f.name for f in fields(TrainConfig)}
         if unknown := sorted(set(changes) - known):
             raise ValueError(f"no setting {unknown[0]!r} in TrainConfig; there are {', '.join(sorted(known))}")
+        if "steps" in changes:
+            changes.setdefault("epochs", None)  # else the preset's epochs would set the steps
         return replace(PRESETS[name], name=changes.pop("name", name), **changes)
 
     @property
@@ -118,13 +133,12 @@ class TrainConfig:
     def as_dict(self) -> dict:
         """Plain values, for JSON; a learner's own class is kept as a note of its name."""
         values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
-        values["model_options"] = {k: OWN_CLASS + getattr(v, "__qualname__", type(v).__name__) if callable(v) else v
-                                   for k, v in self.model_options.items()}
+        values["model_options"] = {k: note_of(v) if callable(v) else v for k, v in self.model_options.items()}
         return json.loads(json.dumps(values, default=os.fspath))  # as a file gives it back: lists for tuples
 
 
 PRESETS = {
-    # About two and a half minutes on two CPU cores.
+    # About two minutes on two CPU cores.
     "sample-coco": TrainConfig(data="sample-coco", size=96, augment="flip"),
     "sample-chest-ct": TrainConfig(data="sample-chest-ct", size=96, augment="flip"),
     # The report, section 4.1: 50,000 COCO images of 256 x 256 px, 100 epochs from scratch, PSPNet's augmentation.

@@ -1,5 +1,6 @@
 """Where a network is trained, and in which precision."""
 
+import os
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -9,7 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def cuda_computes() -> bool:
     """Whether torch finds a CUDA GPU, and has kernels for it: a card may be too old for this torch."""
     try:
-        return torch.cuda.is_available() and bool(torch.ones(1, device="cuda").item())
+        if not torch.cuda.is_available():
+            return False
+        number = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()  # torchrun: each its own
+        return bool(torch.ones(1, device=f"cuda:{number}").item())
     except RuntimeError:
         return False
 
@@ -19,6 +23,8 @@ def choose_device(device: str = "auto") -> torch.device:
 
     Raises ValueError for one that this machine, or this torch, does not have.
     """
+    if device == "cpu":
+        return torch.device("cpu")  # without waking a GPU
     if device == "auto":
         device = "cuda" if cuda_computes() else "cpu"
     there = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda_computes() else 0,

@@ -95,7 +95,8 @@ def mean(value: Tensor) -> Tensor:
     """The mean over processes of a tensor."""
     if dist.is_initialized():
         value = value.clone()
-        dist.all_reduce(value)
+        with together():
+            dist.all_reduce(value)
         value /= processes()
     return value
 

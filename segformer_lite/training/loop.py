@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .. import data
 from ..evaluation import Report, evaluate
-from ..files import beside, writing
+from ..files import write_text, writing
 from ..models import Segmenter, create_model, preprocess
 from . import checkpoint, distributed
 from .batches import StepBatches, load, mix
@@ -119,6 +119,10 @@ class Training:
         if config.class_weights is not None and len(config.class_weights) != len(classes):
             raise ValueError(f"class_weights holds {len(config.class_weights)} weights, but {config.data} has "
                              f"{len(classes)} classes ({', '.join(classes[:4])}, ...): give one for each")
+        if config.batch_size < distributed.processes():
+            raise ValueError(f"batch_size is {config.batch_size}, but torchrun started {distributed.processes()} "
+                             "processes: each needs a picture of every batch")
+        data.augmentation(config.augment, config.size)  # complains of a name that it does not know
         self.steps = config.steps if config.epochs is None else math.ceil(config.epochs * images / config.batch_size)
 
         torch.manual_seed(config.seed)
@@ -144,8 +148,8 @@ class Training:
         self.batches = StepBatches(images, config.batch_size, self.steps, config.seed, self.done,
                                    distributed.rank(), distributed.processes())
         if self.first:
-            _write(self.folder / checkpoint.CONFIG, json.dumps(self.settings, indent=1))
-            _write(self.folder / checkpoint.LOG, "".join(json.dumps(entry) + "\n" for entry in self.history))
+            write_text(self.folder / checkpoint.CONFIG, json.dumps(self.settings, indent=1))
+            write_text(self.folder / checkpoint.LOG, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def take_steps(self) -> None:
         """Train up to the last step, or to where Ctrl-C is pressed: then raises KeyboardInterrupt, all saved."""
@@ -239,7 +243,7 @@ class Training:
         content = checkpoint.load_checkpoint(self.folder / checkpoint.CHECKPOINT)
         old = {**TrainConfig().as_dict(), **content["settings"]}  # a setting that is younger than the run: its default
         # These may differ; a device's rounding does, too, and compiled code draws other random numbers.
-        free = {"workers", "device", "compile", "folder", "name", "checkpoint_every"}
+        free = {"workers", "device", "compile", "folder", "name", "checkpoint_every", "eval_every"}
         changed = [key for key in self.settings if key not in free and self.settings[key] != old.get(key)]
         if changed:
             key = changed[0]
@@ -282,8 +286,3 @@ def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tens
 def _short(value) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _write(path: Path, text: str) -> None:
-    with beside(path) as part:
-        part.write_text(text)
