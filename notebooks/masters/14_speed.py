@@ -1232,7 +1232,7 @@ for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
 
 # %% tags=["nbval-ignore-output"]
 rows = {}
-for path in sorted(RESULTS.glob("speed*.json")):
+for path in sorted(RESULTS.glob("speed*.json"), key=lambda path: path.stem):
     record = json.loads(path.read_text(encoding="utf-8"))
     for row in record["rows"]:
         name = f"{record['variant'].upper()} {row['precision']} {row['size']} px x {row['batch']}"
