@@ -1331,8 +1331,8 @@ show.figure(fig, alt=(
 #
 # **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
 # strips. It takes a while at the first call and again for new sizes. On the CPU of the figures above it
-# made some of the other networks faster, some slower, and this package's slower: a training step with
-# eight pictures of 256 px took half as long again (`speed-compiled.json` beside `speed.json`).
+# made some of the networks faster and some slower; this package's training step with eight pictures of
+# 256 px took a third longer (`speed-compiled.json` beside `speed.json`).
 # `segformer-lite bench --compile` measures it on both sides, on a GPU too; where it pays,
 # `segformer-lite train --compile default` uses it.
 #
