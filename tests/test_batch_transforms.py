@@ -251,9 +251,11 @@ def test_types_and_unknown_names():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_gpu_gives_the_cpu_s_numbers(name):
-    batch = on_canvas([(image, label.to(torch.uint8), chances(7)) for image, label in (noise(60, 72), noise(90, 50))])
+    batch = on_canvas([(*noise(60 + seed, 90 - seed), chances(seed)) for seed in range(16)])
     here, there = BatchAugmentation(name, SIDE)(*batch), BatchAugmentation(name, SIDE)(*(x.cuda() for x in batch))
-    assert (here[0].int() - there[0].cpu().int()).abs().max() <= 1 and torch.equal(here[1], there[1].cpu())
+    off = (here[0].int() - there[0].cpu().int()).abs()
+    # A place between two pixels may fall to the other one: a division is another product there.
+    assert (off > 1).float().mean() < 1e-3 and (here[1] != there[1].cpu()).float().mean() < 1e-3
 
 
 # ---- in training ----
