@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -128,15 +128,13 @@ def run_train(arguments) -> None:
     if arguments.resume and (arguments.preset or arguments.folder):
         raise ValueError("--resume goes on with a run, in its folder and with its settings: leave out --preset and "
                          "--folder")
-    if arguments.steps is not None:
-        changes.setdefault("epochs", None)  # else a preset's epochs would set the steps
     if arguments.resume:
         config = _config_of_run(arguments.resume)
     else:
         config = TrainConfig.preset(arguments.preset) if arguments.preset else TrainConfig()
     if "data" in changes:
-        config = replace(config, data_options={})  # another data set: the preset's options do not fit it
-    config = replace(config, **changes, data_options={**config.data_options, **options})
+        config = config.changed(data_options={})  # another data set: the preset's options do not fit it
+    config = config.changed(**changes, data_options={**config.data_options, **options})
     run = train(config, arguments.resume, progress=_watched())
     if run.report is None:  # one of several processes, and not the first, which draws and prints
         return

@@ -437,7 +437,7 @@ def test_report_presets_are_the_reports_settings():
 def test_steps_that_are_asked_for_come_before_a_presets_epochs():
     preset = sl.TrainConfig.preset("report-coco", steps=5)
     assert preset.steps == 5 and preset.epochs is None
-    assert sl.TrainConfig.preset("report-coco", steps=5, epochs=2).epochs == 2
+    assert preset.name == "report-coco" and sl.TrainConfig.preset("report-coco", steps=5, epochs=2).epochs == 2
 
 
 def test_fewer_pictures_than_processes_is_one_line(sample, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -163,8 +162,8 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
 
     Arguments: `model`, on any device, evaluated as it is (its mode is restored); `dataset`: items (uint8 image,
     int64 label map), `classes`, `ignore_index`; `size`: short side in px that pictures are resized to before the
-    network sees them (None: as they are); logits are upsampled back to each label map before the decision. Several
-    threads read items ahead and count.
+    network sees them (None: as they are); logits are upsampled back to each label map before the decision. Items
+    are read ahead by several threads.
     Raises ValueError when model and data set differ in the number of classes, or a label is none of them.
     """
     num_classes = len(dataset.classes)
@@ -174,36 +173,19 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
     report = Report(list(dataset.classes), np.zeros((num_classes, num_classes), np.int64),
                     np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 5), np.int64),
                     [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
+    device = device_of(model)
     was_training = model.training
     model.eval()
     try:
-        answers = _answers(report, model, dataset, size, batch_size)
-        with tqdm(answers, "evaluate", len(dataset), unit="img", disable=not progress, leave=False) as bar:
-            for boundary, sizes in in_threads(partial(_count, num_classes, dataset.ignore_index), bar):
-                report.boundary += boundary
-                report.sizes += sizes
+        with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress, leave=False) as bar:
+            for indices, images, labels in _batches(dataset, size, batch_size):
+                logits = model(preprocess(images.to(device)))
+                for i, label, logit in zip(indices, labels, logits.float(), strict=True):
+                    _count(report, i, logit, label, dataset.ignore_index)
+                bar.update(len(indices))
     finally:
         model.train(was_training)
     return report
-
-
-def _answers(report: Report, model: Segmenter, dataset, size: int | None, batch_size: int):
-    """Label map and label (H, W) of each picture, on the CPU; what the device counts is in the report by then."""
-    device = device_of(model)
-    for indices, images, labels in _batches(dataset, size, batch_size):
-        logits = model(preprocess(images.to(device))).float()
-        for i, label, logit in zip(indices, labels, logits, strict=True):
-            prediction, there = label_map(logit[None], label.shape)[0], label.to(device)
-            report.confusion += metrics.confusion_matrix(prediction, there, len(report.classes),
-                                                         dataset.ignore_index).cpu().numpy()
-            report.losses[i] = float(_cross_entropy(logit, there, dataset.ignore_index))
-            yield prediction.short().cpu(), label
-
-
-def _count(num_classes: int, ignore_index: int, answer: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """What takes a core some milliseconds, for (prediction, label): `boundary_counts` and `size_counts`."""
-    return (metrics.boundary_counts(*answer, num_classes, ignore_index).numpy(),
-            metrics.size_counts(*answer, ignore_index))
 
 
 def _batches(dataset, size: int | None, batch_size: int):
@@ -226,6 +208,16 @@ def _batches(dataset, size: int | None, batch_size: int):
 def _stack(group: list) -> tuple:
     indices, images, labels = zip(*group, strict=True)
     return indices, torch.stack(images), labels
+
+
+def _count(report: Report, i: int, logits: Tensor, label: Tensor, ignore_index: int) -> None:
+    """Add one picture's counts to the report: `logits` (K, h, w), `label` (H, W)."""
+    num_classes, there = len(report.classes), label.to(logits.device)
+    prediction = label_map(logits[None], label.shape)[0]
+    report.confusion += metrics.confusion_matrix(prediction, there, num_classes, ignore_index).cpu().numpy()
+    report.boundary += metrics.boundary_counts(prediction, there, num_classes, ignore_index).numpy()
+    report.sizes += metrics.size_counts(prediction, label, ignore_index)
+    report.losses[i] = float(_cross_entropy(logits, there, ignore_index))
 
 
 def _cross_entropy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:

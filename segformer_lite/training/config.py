@@ -122,9 +122,13 @@ class TrainConfig:
         known = {f.name for f in fields(TrainConfig)}
         if unknown := sorted(set(changes) - known):
             raise ValueError(f"no setting {unknown[0]!r} in TrainConfig; there are {', '.join(sorted(known))}")
+        return PRESETS[name].changed(**{"name": name, **changes})
+
+    def changed(self, **changes) -> "TrainConfig":
+        """These settings with some of them changed; steps that are asked for come before epochs that are not."""
         if "steps" in changes:
-            changes.setdefault("epochs", None)  # else the preset's epochs would set the steps
-        return replace(PRESETS[name], name=changes.pop("name", name), **changes)
+            changes.setdefault("epochs", None)
+        return replace(self, **changes)
 
     @property
     def short_side(self) -> int:
