@@ -113,7 +113,7 @@ class MLPDecoder(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(c, dim) for c in in_channels)
         self.fuse = nn.Linear(len(in_channels) * dim, dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(dropout, inplace=True)
         self.classify = nn.Conv2d(dim, num_classes, kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -132,7 +132,7 @@ class MLPDecoder(nn.Module):
 
     def scores(self, fused: Tensor) -> Tensor:
         """Line 4 of equation 4 after batch norm, ReLU and dropout: (B, dim, h, w) -> (B, num_classes, h, w)."""
-        # ReLU after dropout gives the same as before it, for no factor is negative, and may overwrite its input.
+        # ReLU after dropout gives the same as before it, for no factor is negative, and both may overwrite their input.
         return self.classify(F.relu(self.dropout(self.norm(fused)), inplace=True))
 
     def forward_unfolded(self, features: list[Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * gradient, None, None, None
+        return ctx.saved_tensors[0].mul_(gradient), None, None, None  # in place: it is needed once
 
 
 def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple]:
