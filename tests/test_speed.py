@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import segformer_lite as sl
 from segformer_lite import cli, cli_bench
@@ -50,6 +52,25 @@ def test_memory_of_a_step_holds_no_logits_at_label_resolution(b0):
         torch.nn.functional.cross_entropy(logits, torch.randint(0, 150, (4, 256, 256))).backward()
 
     assert speed.peak_memory(plain, b0) / MB > peak + full
+
+
+def test_a_step_makes_eleven_tensors_as_large_as_the_logits(b0):
+    class Made(TorchDispatchMode):
+        sizes = []
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            result = operation(*args, **(kwargs or {}))
+            given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            self.sizes += [x.numel() for x in tree_leaves(result)
+                           if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given]
+            return result
+
+    step = training_step(b0, 256, 2, 150)
+    with Made() as made:
+        step()
+    # Of the decoder's four maps at 1/4 and their batch norm, forward; of norm, ReLU, dropout, classifier, backward;
+    # the logits and their gradient. At label resolution there is none.
+    assert sum(size >= 2 * 150 * 64 * 64 for size in made.sizes) == 11
 
 
 def test_training_takes_two_fifths_of_the_memory_that_transformers_takes(b0):

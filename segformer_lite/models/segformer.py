@@ -120,23 +120,23 @@ class MLPDecoder(nn.Module):
         return self.scores(self.folded(features))
 
     def folded(self, features: list[Tensor]) -> Tensor:
-        """Lines 1 to 3 of equation 4 in one: features at four scales -> (B, dim, h, w) at the finest of them."""
+        """Lines 1 to 3 of equation 4 in one: features at four scales -> (B, dim, h, w) at the finest."""
         size = features[0].shape[-2:]
         slices = self.fuse.weight.chunk(len(features), dim=1)  # of the stack F4, F3, F2, F1
         mixed = (F.linear(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
                  for f, linear, fuse in zip(features[::-1], self.linear[::-1], slices, strict=True))
         fused = upsample(next(mixed), size)
         for y in mixed:
-            fused += y if y.shape[-2:] == size else upsample(y, size)  # in place: these are the largest maps
+            fused += y if y.shape[-2:] == size else upsample(y, size)  # in place: the largest maps of all
         return fused
 
     def scores(self, fused: Tensor) -> Tensor:
-        """Line 4 of equation 4 after batch norm, ReLU and dropout: (B, dim, h, w) -> (B, num_classes, h, w)."""
-        # ReLU after dropout gives the same as before it, for no factor is negative, and both may overwrite their input.
+        """Batch norm, ReLU, dropout, then line 4 of equation 4: (B, dim, h, w) -> (B, num_classes, h, w)."""
+        # Dropout and ReLU may change places, for no factor is negative; then both may overwrite their input.
         return self.classify(F.relu(self.dropout(self.norm(fused)), inplace=True))
 
     def forward_unfolded(self, features: list[Tensor]) -> Tensor:
-        """Equation 4 line by line: what `forward` computes, at 5.6 times the work (B0 at 512 px; network: twice)."""
+        """Equation 4 as printed: what `forward` computes, at 5.6 times the work (B0, 512 px; network: twice)."""
         size = features[0].shape[-2:]
         projected = [linear(f.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
                      for f, linear in zip(features, self.linear, strict=True)]
