@@ -1,21 +1,25 @@
 """Every figure of this course that wants a CUDA GPU and minutes, not hours, in one go.
 
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py                        all four parts
+    python benchmarks/gpu.py 0 1                    the first two, nothing compiled
 
-Training and inference beside other packages, as they are and compiled; then the report's two experiments: pictures a
-second, idle time, projected hours, what 8 and 16 GB cards manage. Planned for eight minutes on a large card; not yet
-run on one: its parts were tried on a CPU with small figures. Writes cuda-speed.json, cuda-speed-compiled.json,
-report-presets.json and report-presets-compiled.json to docs/results; what fails is named.
+Part 0 is training and inference beside other packages, part 1 the report's two experiments (pictures a second, idle
+time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, with CUDA graphs, part 3 part 0 compiled.
+Parts 0 and 1 are planned for four minutes on a large card, the compiled ones for as many again, most of it the
+compiler's; not yet run on one: all was tried on a CPU with small figures. Where the package is not installed, set
+PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json, report-presets-compiled.json and
+cuda-speed-compiled.json to docs/results, each when its part ends; what fails is named.
 """
 
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from record import RESULTS, ROOT
 
-BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256"]
+BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256", "--turns", "30"]
 PRESETS = ["benchmarks/report_presets.py"]
 PARTS = [
     [*BENCH, "--batches", "8", "32", "--out", str(RESULTS / "cuda-speed.json")],
@@ -25,12 +29,12 @@ PARTS = [
 ]
 
 
-def main() -> int:
+def main(numbers: Sequence[str] = ()) -> int:
     if not torch.cuda.is_available():
         print("gpu.py: torch finds no CUDA GPU here; `python3 course.py doctor` says why", file=sys.stderr)
         return 2
     failed = 0
-    for part in PARTS:
+    for part in [PARTS[int(number)] for number in numbers] or PARTS:
         began = time.monotonic()
         status = subprocess.run([sys.executable, *part], cwd=ROOT).returncode
         failed += status != 0
@@ -40,4 +44,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
 PRESETS = {"report-coco": (50_000, 81, 4 / 3), "report-chest-ct": (15_000, 4, 1)}  # pictures, classes, width / height
 
 
+@cache
 def synthetic(count: int, classes: int, side: int, aspect: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Pictures uint8 (3, side, side * aspect) of noise with labels in squares of 32 px."""
     height, width = side, round(side * aspect)
@@ -104,11 +105,15 @@ def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace
     began = time.perf_counter()
     train(steps)
     rate = steps * batch_size / (time.perf_counter() - began)
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return {"preset": preset, "network": network, "compiled": args.compile, "size": config.size,
-            "batch_size": batch_size, "pictures_per_second": round(rate, 1), "peak_gb": memory and round(memory, 2),
-            "gpu_idle": idle(lambda: train(10)) if device.type == "cuda" else None,
-            "hours": round(count * config.epochs / rate / 3600, 3)}
+    row = {"preset": preset, "network": network, "compiled": args.compile, "size": config.size,
+           "batch_size": batch_size, "pictures_per_second": round(rate, 1),
+           "hours": round(count * config.epochs / rate / 3600, 3)}
+    if device.type == "cuda":  # reserved counts what CUDA graphs keep for themselves, too
+        used = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        row |= {key: round(size / 2**30, 2) for key, size in zip(("peak_gb", "reserved_gb"), used, strict=True)}
+        worked = busy(lambda: train(10)) / 10
+        row["gpu_idle"] = round(max(0.0, 1 - worked * rate / batch_size), 4) if worked else None
+    return row
 
 
 def wait(device: torch.device) -> None:
@@ -117,16 +122,16 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def idle(work: Callable[[], None]) -> float | None:
-    """Share of the time from the first to the last kernel of some work in which the GPU had none to run; None where
-    the profiler has seen no kernel."""
+def busy(work: Callable[[], None]) -> float:
+    """Seconds of some work in which the GPU had a kernel to run; 0 where the profiler has seen none.
+
+    Of the work under the profiler no other time is asked: watching slows the CPU down, not the kernels.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
     spans = [(event.time_range.start, event.time_range.end) for event in profile.events()
              if event.device_type == torch.autograd.DeviceType.CUDA]
-    if not spans:
-        return None
-    return round(1 - covered(spans) / (max(end for _, end in spans) - min(start for start, _ in spans)), 4)
+    return covered(spans) / 1e6  # they are in microseconds
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -155,8 +160,11 @@ def largest_batch(preset: str, network: str, args, device: torch.device) -> dict
     """`measure` at the preset's batch size, or halved until it fits into memory."""
     batch_size = args.batch_size or sl.TrainConfig.preset(preset).batch_size
     while batch_size:
-        with suppress(torch.OutOfMemoryError):
+        try:
             return measure(preset, network, batch_size, args, device)
+        except RuntimeError as error:  # cuDNN says in words of its own that memory for its work was refused
+            if not isinstance(error, torch.OutOfMemoryError) and "unable to find an engine" not in str(error):
+                raise
         gc.collect()  # only here has the error let go of the network
         torch.cuda.empty_cache()
         batch_size //= 2

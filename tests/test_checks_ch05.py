@@ -42,6 +42,11 @@ class Right(nn.Module):
         return self.fc2(F.gelu(self.conv(self.fc1(x))))
 
 
+class ForwardOpen(Right):
+    def forward(self, x):
+        raise NotImplementedError
+
+
 class NoGroups(Right):
     def groups(self, hidden):
         return 1
@@ -161,6 +166,7 @@ WRONG = [
     (checks.depthwise, lambda x, w: F.conv2d(x, w, groups=len(w)), "expected shape.*no padding"),
     (checks.depthwise, lambda x, w: F.conv2d(x, w.expand(-1, len(w), 3, 3), padding=1), "summed"),
     (checks.mix_ffn, stub, None),
+    (checks.mix_ffn, ForwardOpen, None),
     (checks.mix_ffn, NoGroups, "groups"),
     (checks.mix_ffn, GeluFirst, "GELU stands before"),
     (checks.mix_ffn, GeluTwice, "GELU stands twice"),

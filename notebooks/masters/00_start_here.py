@@ -250,11 +250,13 @@ show.figure(fig, alt=(
 
 # %%
 print(f"minus the logarithm of 1/{len(train_set.classes)}: {np.log(len(train_set.classes)):.2f}")
+print(f"every pixel given the shares of the classes: {-sum(p * np.log(p) for p in share):.2f}")
 
 # %% [markdown]
-# The curve begins well below that. The first ten steps, before the first point, were enough to
-# learn how common each class is: most is background. What comes after is slower, and is what
-# we want: shapes.
+# The curve begins well below the first number: before its first point, at step 10, the network has
+# begun to learn that most is background. The second number is the loss of a network that knows how
+# common each class is, and nothing else; the thick line takes about a hundred steps to get there. What
+# comes after is slower, and is what we want: shapes.
 
 # %% [markdown]
 # ## See
@@ -422,7 +424,7 @@ checks.iou(my_iou)
 
 # %% tags=["exercise"]
 def my_label_map(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """logits (B, K, h, w) -> int64 (B, *size)."""
+    """logits (B, K, h, w), K classes at h x w places -> int64 (B, *size)."""
     # SOLUTION
     large = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return large.argmax(dim=1)
@@ -435,8 +437,8 @@ checks.label_map(my_label_map)
 # ### 3. How common is each class? (10 minutes, with `sl`)
 #
 # Write a function that takes a data set and gives the share of each class among the labelled
-# pixels, a float tensor (K,) that sums to 1. It must work for every data set of the package; the
-# check tries it on a small one with pixels labelled 255.
+# pixels, a float tensor (K,), K the number of classes, that sums to 1. It must work for every data
+# set of the package; the check tries it on a small one with pixels labelled 255.
 #
 # <details><summary>Hint</summary>
 #

@@ -8,7 +8,7 @@
 
 # %% [markdown]
 # **What you build.** Five answers to "what is in this picture?" out of one annotation file; the
-# scores that judge such answers, down to `PanopticQuality`; and a transposed convolution as a
+# scores that judge such answers, up to `PanopticQuality`; and a transposed convolution as a
 # matrix.
 #
 # **What you learn.**
@@ -18,8 +18,8 @@
 # - pixel accuracy, IoU, Dice, boundary IoU and PQ, on drawings small enough to count;
 # - for each of them a case in which it misleads;
 # - nearest, bilinear, unpooling, transposed convolution: four ways from a small map to a large one;
-# - why the transposed convolution is the transpose and not the inverse, and where checkerboards
-#   come from.
+# - what a transposed convolution is, whether it undoes a convolution, and where checkerboards come
+#   from.
 #
 # **What you need.** Tensors. What a convolution does helps in the last third. No earlier chapter.
 
@@ -429,7 +429,8 @@ report("one of six found", only_large, six)
 # Four classes, but this picture only has 0, 1 and 2. The prediction is right everywhere except for
 # one pixel, which it calls class 3.
 #
-# **Predict, then run.** One pixel of 64 is wrong. What happens to the mean IoU?
+# **Predict, then run.** One pixel of 64 is wrong. What happens to the mean IoU? (The mean leaves out a
+# class that is in neither map.)
 #
 # - A. It falls by about one 64th.
 # - B. It falls by about a quarter.
@@ -450,7 +451,8 @@ for name, prediction in {"all right": three, "one stray pixel": stray}.items():
 # <summary><b>Answer</b></summary>
 #
 # **B.** A class that is predicted somewhere and labelled nowhere has IoU 0 / 1, and the mean over four
-# classes loses a quarter.
+# classes loses a quarter. (Only where 0 / 0 counts as 0 hardly anything happens: that mean had lost the
+# quarter before.)
 #
 # </details>
 #
@@ -508,9 +510,9 @@ show.figure(fig, alt=(
 # %% [markdown]
 # ### Dice misleads in two ways
 #
-# Dice and IoU of one class say the same in other words: $D = 2J / (1 + J)$, always the larger of
-# the two. Their *means* may disagree. Network A is excellent at one class and poor at the other, B
-# is middling at both:
+# Dice ($D$) and IoU ($J$, for Jaccard) of one class say the same in other words: $D = 2J / (1 + J)$,
+# never the smaller of the two. Their *means* may disagree. Network A is excellent at one class and
+# poor at the other, B is middling at both:
 
 # %%
 pairs = {"A": np.array([0.90, 0.10]), "B": np.array([0.47, 0.47])}
@@ -1418,7 +1420,7 @@ checks.stamps(my_stamps)
 # ## The package's version
 #
 # The confusion matrix of the package has no loop: it numbers the pairs (label, prediction) and
-# counts the numbers.
+# counts the numbers. (In the package's docstrings K is the number of classes.)
 
 # %%
 from segformer_lite.evaluation import metrics

@@ -66,8 +66,9 @@ show.network(lit=("image", "mask"))
 # that was lost on the way down come back on the way up?**
 #
 # Three answers, all of the same shape: a *skip connection* carries something from the way down over
-# to the way up. It always arrives **after** the coarse map has been enlarged, because only then do
-# both have the same size.
+# to the way up. A map or a score arrives **after** the coarse map has been enlarged, because only
+# then do both have the same size (FCN, U-Net). SegNet's places are as small as the coarse map: they
+# *do* the enlarging.
 #
 # | network | what is handed over | how the two meet |
 # |---|---|---|
@@ -413,7 +414,8 @@ print(filled[0, 0])
 
 # %% [markdown]
 # The 9 stands in its corner again, as in `here`; pooled, it was anywhere in the upper left quarter.
-# After a convolution (here: the sum of 3 × 3 numbers) there are no holes left.
+# After a convolution (here: the sum of 3 × 3 numbers) the holes around the maxima are filled; the two
+# zeros left lie in the upper right quarter, whose maximum is 0.
 #
 # The decoder is the encoder in a mirror: unpool, convolutions, unpool, convolutions. The last
 # convolution of each stage goes over to the width of the next; that of the finest stage is
@@ -488,17 +490,17 @@ for name, back in dots.items():
 fig = show.grid([p[0, 0] for p in panels.values()], list(panels), columns=4, cell=1.75,
                 cmap="cividis", vmin=0, vmax=0.3)
 show.figure(fig, alt=(
-    "The edges of the beach scene; the same pooled to 1/8, a mosaic of 20 by 20 squares; unpooled to "
-    "corners, dots on a regular grid; unpooled to the noted places, dots that follow the outlines "
-    "of umbrella, person and sail."))
+    "The edges of the beach scene; the same pooled to 1/8, a mosaic of 18 by 24 squares; unpooled to "
+    "corners, dots on a regular grid; unpooled to the noted places, dots that lie on the horizon and "
+    "along the outlines of sail and umbrella."))
 
 # %% [markdown]
 # <details>
 # <summary><b>Answer</b></summary>
 #
 # **B.** (The dots are drawn three pixels wide so that you see them.) Third panel: a regular grid,
-# which says no more than the mosaic. Fourth panel: the same numbers, and umbrella, person and sail
-# can be recognised.
+# which says no more than the mosaic. Fourth panel: the same numbers, now on the lines themselves; the
+# horizon is a line again, and sail and umbrella begin to show.
 #
 # *Why.* The maximum stands *on* the edge; its place is the edge's place, to the pixel.
 #
@@ -801,9 +803,10 @@ print("a place of the 1/8 map sees", reach(VGG[:10]), "px; a shape is 12 to 32 p
 #
 # "Network X is better than Y" is often "X was trained longer, on more, by its own authors". Here all
 # get the same pictures in the same order, the same number of steps, three seeds each; nobody is
-# pretrained. One thing is each network's own: its learning rate, the best of three settings, chosen
-# with a seed that is not among the three. The script `benchmarks/neighbours.py` does it with one
-# call of `sl.compare` per data set. This is what it left:
+# pretrained. One thing is each network's own: its learning rate, the best of three settings after a
+# quarter of the steps on the scenes, with a seed that is not among the three (the slices use the same
+# one). The script `benchmarks/neighbours.py` does it with one call of `sl.compare` per data set. This
+# is what it left:
 
 # %%
 path = sl.data.course_folder() / "docs" / "results" / "neighbours.json"
@@ -815,6 +818,10 @@ print(stored["command"], "|", ", ".join(f"{key} {settings[key]}" for key in keys
 for name in NETWORKS:
     rate = stored["rates"][name]
     print(f"{name:<14} learning rate {rate['lr']}, decoder {rate['head_lr_mult']:g} times that")
+
+# %% [markdown]
+# Two answers that look at no shape stand beside them: *one class everywhere*, and a *table of
+# colours*, which gives each pixel the class that its colour had most often in the training pictures.
 
 # %%
 def mean_sd(rows, network, metric):
@@ -838,9 +845,8 @@ for name, rows in SETS.items():
 
 # %% [markdown]
 # (The benchmark trains more networks than these four;
-# [chapter 15](15_family_tree.ipynb#trained-on-equal-terms) has them all. The table of colours looks
-# at single pixels only, at no shape: whoever is not clearly above it has learned nothing worth the
-# name.)
+# [chapter 15](15_family_tree.ipynb#trained-on-equal-terms) has them all. Whoever is not clearly above
+# the table of colours has learned nothing worth the name.)
 
 # %%
 def draw_bars(ax, rows, metric):
@@ -893,12 +899,13 @@ for name, rows in SETS.items():
 # SegFormer of U-Net and SegNet; SegNet has hardly left the table of colours behind. On the chest
 # slices, where everything lies in its place and the outlines decide, U-Net leads, SegFormer follows,
 # then come FCN, which answers at 1/8, and SegNet, each behind the one before by more than a seed.
-# The rims rank as the areas do, with one thing to see: on the slices U-Net's lead is wider at the
-# rims than in the areas. Detail handed over whole pays where the outline is the task.
+# The rims rank as the areas do, with two things to see: on the scenes SegFormer's lead over U-Net is
+# there no more than another seed does, and on the slices U-Net's lead is wider at the rims than in
+# the areas. Detail handed over whole pays where the outline is the task.
 #
-# *Is SegNet unable, or slow?* The script asked it. Whoever ends within half as much again of the
-# table of colours gets three times the steps, once more with three seeds. That is no part of the
-# comparison, whose budget is one for all.
+# *Is SegNet unable, or slow?* The script asked it. Every network that stays below one and a half times
+# the table of colours is trained anew with three times the steps, again with three seeds. That is no
+# part of the comparison, whose budget is one for all.
 
 # %%
 for name, content in stored["sets"].items():
@@ -1078,8 +1085,8 @@ for i in (17, 12, 46):
 fig = show.grid(panels, ["the label", *PAIR] * 3, columns=3, cell=1.6)
 show.figure(fig, alt=(
     "Three validation scenes, each with its label and the masks of the two networks after a short "
-    "training. Both are rough: blobs on the larger objects, partly of wrong classes, thin and small "
-    "things missing."))
+    "training. Both are rough: blobs on some of the larger objects, partly of wrong classes; thin and "
+    "small things are missing, and in one scene nearly everything."))
 
 # %% [markdown]
 # **One run is no evidence.** Is your order the one of the table above? Change `seeds=1` to another
@@ -1270,10 +1277,10 @@ for decoder in (cnn.FCNDecoder, cnn.SegNetDecoder, cnn.UNetDecoder):
 
 # %% [markdown]
 # The same steps. What the package adds are first weights made for ReLU (He et al., 2015,
-# [arXiv:1502.01852](https://arxiv.org/abs/1502.01852)), a guard in FCN against wrong gradients in
-# bf16, bilinear ones in FCN's enlarging layers, and the message for pictures that are too small. The
-# proof: the classes of this chapter take the package's weights, `strict`, and must give the same
-# numbers at an awkward size.
+# [arXiv:1502.01852](https://arxiv.org/abs/1502.01852)), bilinear first weights in FCN's enlarging
+# layers, a guard in FCN against wrong gradients in bf16, and the message for pictures that are too
+# small. The proof: the classes of this chapter take the package's weights, `strict`, and must give the
+# same numbers at an awkward size.
 
 # %%
 def mine(name, theirs):
@@ -1320,8 +1327,9 @@ for name in WAYS:
 #   [arXiv:1505.04597](https://arxiv.org/abs/1505.04597)). Five levels, four poolings. The original
 #   does not pad, so that 572 pixels in give 388 out (exercise 1), and has no batch norm. Rewrites
 #   that enlarge with bilinear interpolation are common.
-# - **The order.** The skip joins *after* the coarse map has been enlarged, in all three. Texts that
-#   let it join before have the sizes against them.
+# - **The order.** In FCN and U-Net the skip joins *after* the coarse map has been enlarged; texts
+#   that let it join before have the sizes against them. SegNet's places are used in the enlarging
+#   itself.
 # - **"Deconvolution"** is the transposed convolution: the transpose, not the inverse
 #   ([chapter 01](01_what_is_segmentation.ipynb#is-it-the-inverse)).
 
@@ -1345,8 +1353,8 @@ for name in WAYS:
 # - U-Net hands over whole maps and concatenates. Concatenate and convolve is a sum with weights of
 #   its own for each part.
 # - Without their skips all three draw blobs.
-# - From scratch, at 96 pixels, FCN leads on the scenes, SegFormer and U-Net on the chest slices; and
-#   nobody fails on large objects, small ones are what is missed.
+# - From scratch, at 96 pixels, FCN leads on the scenes, U-Net on the chest slices with SegFormer
+#   next; and nobody fails on large objects, small ones are what is missed.
 # - A comparison needs the same data, steps and several seeds; and a difference counts when it is
 #   larger than what another seed does.
 

@@ -13,9 +13,9 @@
 #
 # - why "cut, flatten, multiply" and "strided convolution" are the same thing, shown by equality;
 # - how large each token map is, for any picture size;
-# - what windows that overlap can see and windows that don't overlap cannot;
+# - what an overlap of the windows buys, and what it does not;
 # - what the layer norm at the end does, and what its `eps` is for;
-# - one reshape that passes every shape test and scrambles the picture.
+# - what one innocent-looking reshape does to a picture.
 #
 # **What you need.** Tensors, `nn.Conv2d` and `nn.Linear`. No earlier chapter is needed;
 # [01](01_what_is_segmentation.ipynb) and [02](02_cnn_baselines.ipynb) say what segmentation is and
@@ -479,7 +479,7 @@ ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "Two saw-tooth curves of the change of the tokens against the shift from 0 to 8 pixels. "
     "Both are zero at 0, 4 and 8 pixels and highest at 2 and 6; the curve with overlap lies "
-    "below the one without at every other shift."))
+    "below the one without at all shifts in between."))
 
 # %% [markdown]
 # <details>
@@ -519,9 +519,9 @@ print(seen[:8, :8].int())
 print("pixels seen by 1, 2, 4 tokens:", [int((seen == n).sum()) for n in (1, 2, 4)])
 
 # %% [markdown]
-# Inside the picture, of sixteen pixels one belongs to a single token, six to two and nine to four. (The
-# count above is for the whole map: behind its last three rows and columns no further window begins, so it
-# has more ones and twos.) With $K = S$ every number here would be 1.
+# Inside the picture, of sixteen pixels one belongs to a single token, six to two and nine to four.
+# (The count above is for the whole map: behind its last three rows and columns no further window
+# begins, so it has more ones and twos.) With $K = S$ every number here would be 1.
 
 # %% [markdown]
 # ## The norm at the end
@@ -548,7 +548,7 @@ print("eps", embed.norm.eps)
 # %% [markdown]
 # *Strength* is the standard deviation over the channels. After the norm a token from a bright and
 # one from a dim part of the picture have the same strength: what is left is the *pattern* over the
-# channels. For a whole picture of low contrast that is a gift. It needs a limit, though.
+# channels. For a whole picture of low contrast that is a gift. Does it have a limit?
 #
 # **Predict, then run.** The contrast of the photograph is turned down to one ten-thousandth, and the
 # convolution has no bias. How strong are its tokens after the norm?
@@ -861,8 +861,9 @@ checks.patchify(my_patchify)
 # ### 3. How much of its window is real? (10 minutes)
 #
 # Near the border a part of each window is padding. Compute for every token the share of its
-# `kernel * kernel` window that lies on real pixels: 1 inside, less at the border, least in the
-# corner. This is the map behind the leak of the last section.
+# `kernel * kernel` window that lies on real pixels: 1 where a window lies inside the picture, less
+# where padding reaches into it, least in the upper left corner. (The lower and right border may have
+# no padding, as in the last section.) This is the map behind the leak.
 #
 # <details><summary>Hint</summary>
 #
@@ -1006,7 +1007,7 @@ for number, stage in enumerate(encoder.stages, start=1):
 # twice. [Chapter 06](06_encoder.ipynb#from-blocks-to-a-stage) draws both.
 #
 # **Must the picture be a multiple of 4, 16 or 32 pixels?** No. Sizes round up, as 65 × 97 showed.
-# Only attention's shortened keys skip some tokens at odd sizes
+# Only attention's shortened keys skip some tokens at sizes that 32 does not divide
 # ([chapter 04](04_efficient_attention.ipynb#tokens-that-nobody-sees)). The package asks for at least
 # 32 pixels a side.
 #

@@ -2,7 +2,7 @@
 # # 04 · Look everywhere without paying for it: efficient self-attention
 #
 # About 40 minutes to read and run, 60 more for the exercises. The code takes about two minutes on a
-# CPU, most of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast and
+# CPU, up to half of it a short training, and 1.2 GB of memory. No GPU is needed, and the modes fast and
 # full are the same here.
 
 # %% [markdown]
@@ -448,7 +448,7 @@ show.figure(fig, colours=96, alt=(
     "256 exactly one; the next cell prints where those at 224 begin and end."))
 
 # %%
-for key in (10, 19):
+for key in (7, 17):  # the two in the middle picture
     first, last = (key * 64, key * 64 + 63)
     print(f"224 px, key {key}: from (row, column) {divmod(first, 56)} to {divmod(last, 56)}")
 
@@ -456,10 +456,10 @@ for key in (10, 19):
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **C.** $N$ = 56 · 56 = 3,136 is divisible by 64, and that is all `reshape` asks for. Key 10 begins
-# in the middle of one row and ends in the next. So the same weights mean something else in every
-# key: the matrix's first block is sometimes the left edge, sometimes the right. With squares the
-# first block always is the upper left corner.
+# **C.** $N$ = 56 · 56 = 3,136 is divisible by 64, and that is all `reshape` asks for. Key 7 is one
+# whole row and eight tokens of the next; key 17 begins in the middle of one row and ends in the next.
+# So the same weights mean something else from key to key: the matrix's first block is sometimes the
+# left edge, sometimes the right. With squares the first block always is the upper left corner.
 #
 # </details>
 
@@ -496,7 +496,8 @@ fig = show.grid(panels, ["the picture", "64 keys, squares", "64 keys, strips"], 
 show.figure(fig, alt=(
     "The photograph at 256 pixels and what is left of it when each of 64 keys of stage 1 is one "
     "mean colour. With squares a coarse mosaic in which head, cap and flag can be made out; with "
-    "strips horizontal lines of nearly one grey-brown in which nothing can be made out."))
+    "strips horizontal lines, blue-grey above, mauve in the middle and black below, in which no thing "
+    "can be made out."))
 
 # %% [markdown]
 # 64 numbers per colour in both pictures. The mosaic of squares still shows where head, cap and flag
@@ -935,8 +936,10 @@ assert session.quick or sum(a for _, a in sharp.values()) > sum(b for b, _ in sh
 # still looks at everything nearly alike, and stage 2 has only begun to choose. Their tokens know
 # little more than a few pixels, so there is little yet to ask for.
 #
-# Where do the queries look? Light the scene, turned to grey, by the weights of the head that chooses
-# most sharply: bright at four times the mean weight, dim at the mean, nearly black at zero.
+# Where do the queries look? Light the scene, turned to grey, by the weights of one head, in each stage
+# the one that chooses most sharply for the first query: a square at four times the mean weight or more
+# shows the scene as it is, one at the mean is dim, one at zero nearly black. (So a chosen square looks
+# grey where the scene itself is dark.)
 
 # %% tags=["nbval-ignore-output"]
 def lit(weights):
@@ -944,40 +947,40 @@ def lit(weights):
     return scene.float().mean(0).numpy() / 255 * np.clip(0.05 + 0.25 * weights, 0, 1)
 
 
+asked = [(70, 128), (170, 190)]
+sharpest = {stage: heads_of(model, stage, asked[0]).max((1, 2)).argmax() for stage in (1, 2, 3, 4)}
 panels, titles = [], []
-for pixel in [(70, 128), (170, 190)]:
+for pixel in asked:
     panels, titles = [*panels, scene], [*titles, "the query"]
-    for stage in (1, 2, 3, 4):
-        maps = heads_of(model, stage, pixel)
-        sharpest = maps.max((1, 2)).argmax()
-        panels.append(lit(maps[sharpest]))
-        titles.append(f"stage {stage}, head {sharpest}")
+    for stage, head in sharpest.items():
+        panels.append(lit(heads_of(model, stage, pixel)[head]))
+        titles.append(f"stage {stage}, head {head}")
 light = {"interpolation": "auto", "cmap": "gray", "vmin": 0, "vmax": 0.8}
 fig = show.grid(panels, titles, columns=5, cell=1.2, **light)
-for ax, pixel in zip(fig.axes[::5], [(70, 128), (170, 190)]):
+for ax, pixel in zip(fig.axes[::5], asked):
     mark(ax, pixel)
 show.figure(fig, colours=192, alt=(
     "Two queries in a drawn scene, one per row, and the scene lit by their attention in one head "
     "of each stage. In stages 1 and 2 the light is dim and nearly even; in stages 3 and 4 a few of "
-    "the 8 by 8 squares are bright and most are dark."))
+    "the 8 by 8 squares stand out of the dark."))
 
 # %% [markdown]
 # One row per query, marked by the cross; one column per stage. Every map is made of the same 8 × 8
 # squares, because in every stage a key stands for 32 × 32 pixels. Stages 1 and 2: dim and nearly
-# even. Stages 3 and 4: a few squares stand out. Now compare the two rows. Where they differ, the
-# query has a say in what it looks at. Where they are alike, all queries take from the same few
-# places: after a minute of training a head has often found something worth telling everybody, and
-# not yet how to answer each one differently.
+# even. Stages 3 and 4: a few squares stand out. Now compare the two rows, which show the same
+# heads. Where they differ, the query has a say in what it looks at. Where they are alike, all
+# queries take from the same few places: after a minute of training a head has often found something
+# worth telling everybody, and not yet how to answer each one differently.
 #
 # Heads differ too. The eight heads of stage 4, for the first query:
 
 # %% tags=["nbval-ignore-output"]
-panels = [lit(weights) for weights in heads_of(model, 4, (70, 128))]
+panels = [lit(weights) for weights in heads_of(model, 4, asked[0])]
 fig = show.grid(panels, [f"head {head}" for head in range(8)], columns=4, cell=1.25, **light)
 show.figure(fig, colours=64, alt=(
-    "The scene lit by the attention of one query in each of the eight heads of stage 4. In every "
-    "head a few squares are bright and most are dark; many of the bright ones are the same in most "
-    "heads."))
+    "The scene lit by the attention of one query in each of the eight heads of stage 4. In most "
+    "heads a few squares stand out of the dark, often the same ones; some heads spread their light "
+    "more widely."))
 
 # %% [markdown]
 # Each head has its own queries and keys, 32 numbers each. One softmax can share out its weight in
@@ -985,8 +988,8 @@ show.figure(fig, colours=64, alt=(
 # squares: heads *may* differ, but nothing makes them.
 #
 # Be careful with such pictures. They say which places a query *takes from*. They do not say that the
-# final mask depends on these places: the values still pass through other blocks, and the residual
-# path goes around every one of them.
+# final mask depends on these places: the values still pass through other blocks, and every block
+# *adds* its result to the tokens that came in, so what was there before also goes on past it.
 # [Chapter 11](11_receptive_fields.ipynb#what-attention-maps-dont-show) compares the two.
 #
 # If the notebook is running, choose for yourself:
@@ -1094,9 +1097,10 @@ checks.reduce_squares(my_reduce)
 # gives row and column.
 #
 # </details>
-# <details><summary>Help: it fails for W = 56 only</summary>
+# <details><summary>Help: W = 64 and 16 pass, a later width fails</summary>
 #
-# There a strip is longer than a row. It goes on at the beginning of the next row.
+# A strip may be longer than a row, and may begin in the middle of one. Where a row ends it goes on at
+# the beginning of the next.
 #
 # </details>
 
@@ -1120,7 +1124,8 @@ checks.strip_of_key(my_strip_of_key)
 #
 # The check gives your blocks the package's weights, with the convolution's (C, C, s, s) flattened
 # to (C, C · R), and wants the package's numbers in all eight blocks: at even and at odd sizes. You
-# may use your functions of exercises 1 and 2, or `F.scaled_dot_product_attention`.
+# may use your functions of exercises 1 and 2, or `F.scaled_dot_product_attention`. (It looks at names
+# and numbers only, so it would take a convolution, too; leaving it out is up to you.)
 #
 # <details><summary>Hint</summary>
 #

@@ -12,7 +12,7 @@
 #
 # **What you learn.**
 #
-# - why attention cannot tell where a token is, and what a table of positions does about it;
+# - what attention knows of a token's place, and what a table of positions does about it;
 # - what happens to such a table when the picture grows;
 # - what a depth-wise convolution computes, and what it saves: 0.54 instead of 2.69 million
 #   parameters in one feed-forward part of stage 4;
@@ -78,7 +78,7 @@ def shuffle(x):
 
 
 alike = torch.allclose(attention(shuffle(tokens)), shuffle(attention(tokens)), atol=1e-6)
-print("shuffled in the same way, and nothing else:", alike)
+print("output shuffled likewise:", alike)
 
 # %% [markdown]
 # <details>
@@ -178,10 +178,10 @@ for name, table in [("smooth", square), ("untrained", with_table.position.detach
 # | $\mathrm{Conv}_{3\times3}$ | `dwconv` | 3 × 3 convolution of each channel on its own |
 # | second MLP | `fc2` | linear map from E · C back to C channels |
 # | $E$ | `expansion` | 4 in the released network |
-# | $+\,x_{in}$ | | the residual; the block adds it, not Mix-FFN |
+# | $+\,x_{in}$ | | the residual: what came in is added to the result; the block does it, not Mix-FFN |
 #
 # Without the convolution this is the feed-forward network of every transformer: it treats each token
-# on its own. With it, each token also sees its eight neighbours. And at the border it sees zeros.
+# on its own. With it, each token also sees its eight neighbours.
 
 # %% [markdown]
 # ## By hand: one kernel per channel
@@ -565,7 +565,7 @@ _ = interact(try_padding, patch_embed=list(paddings), mix_ffn=list(paddings),
 # to say, it has from its padding.
 #
 # The score is R²: 1 means every place named exactly, 0 means no better than always saying "the
-# middle". Here are two of these trainings, shortened:
+# middle". Here are two such trainings, small and short (one block a stage, 64 pixels):
 
 # %% tags=["nbval-ignore-output"]
 from segformer_lite.analysis import readout_r2, train_readout
@@ -584,9 +584,9 @@ assert scores["zeros"][3] > 0.5 and max(scores["circular"]) < 0.1
 print("zeros tell the place, circular padding does not")
 
 # %% [markdown]
-# The full measurement has seven settings, 250 steps on pictures of 96 pixels, and three seeds. It
-# takes some minutes, so its results lie in `docs/results/position-leak.json`, with the command that
-# makes them.
+# The full measurement has two blocks a stage, seven settings, 250 steps on pictures of 96 pixels, and
+# three seeds. It takes some minutes, so its results lie in `docs/results/position-leak.json`, with the
+# command that makes them.
 #
 # **Predict, then run.** Which of the seven networks can name places in stage 4?
 #
@@ -651,9 +651,9 @@ assert np.allclose(at_96["zeros everywhere"], at_96["zeros in Mix-FFN only"], at
 # %% [markdown]
 # ### A ruler counted in tokens
 #
-# Stage 1 stops at an R² of about 0.4. Why? A stage 1 of two blocks has two convolutions, so a message
-# from the border gets two tokens far. Suppose that every token within two of a border knows its row
-# or column exactly, and all others say "the middle":
+# Stage 1 of the full measurement stops at an R² of about 0.4. Why? It has two blocks, so two
+# convolutions, and a message from the border gets two tokens far. Suppose that every token within
+# two of a border knows its row or column exactly, and all others say "the middle":
 
 # %%
 def best_r2(tokens, reach):
@@ -792,18 +792,19 @@ ax.set(xlabel="pixels from the border", ylabel="mIoU of the band, percent")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "Mean IoU of bands around the border for zero and circular padding. Both rise, from 28 and 30 "
-    "percent in the outermost four pixels to 35 and 37 farther in; circular padding is above at every "
-    "distance, by about two points."))
+    "percent in the outermost four pixels to 35 and 37 at about 24 pixels, and fall by a point or two "
+    "in the innermost band; circular padding is above at every distance, by about two points."))
 bands = {name: np.array([run["by_border_distance"] for run in runs[name]]) for name in runs}
 zeros, circular = bands["Mix-FFN"], bands["Mix-FFN, circular padding"]
 assert (zeros[:, 0] < zeros[:, 3]).all() and (circular[:, 0] < circular[:, 3]).all()
 assert zeros[:, 0].mean() < circular[:, 0].mean()
 
 # %% [markdown]
-# Both lines rise from the border to about 24 pixels and go no higher: near the border a thing is cut
-# off, and half of what surrounds it is missing. If knowing the border helped, zeros would be ahead on
-# the left; they are behind there, as everywhere, by about two points. Three seeds are too few to say
-# that zeros do harm. But on these scenes the leak is real, and worth nothing that they could show.
+# Both lines rise from the border to about 24 pixels, and fall a little in the middle of the
+# picture: near the border a thing is cut off, and half of what surrounds it is missing. If knowing
+# the border helped, zeros would be ahead on the left; they are behind there, as everywhere, by
+# about two points. Three seeds are too few to say that zeros do harm. But on these scenes the leak
+# is real, and worth nothing that they could show.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -1055,8 +1056,9 @@ print("equal:", tuple(linear(x).shape))
 # **May I use another padding to avoid border effects?** Circular padding makes the network blind to
 # position; replicate leaks, too. Released weights were trained with zeros and expect them.
 #
-# **Can I feed any picture size now?** Yes, nothing has to be stretched. In Table 1c the larger size costs
-# Mix-FFN 0.7 points all the same; on the drawn scenes above whole pictures did better than windows.
+# **Can I feed any picture size now?** Yes, nothing has to be stretched. In Table 1c the larger size
+# costs Mix-FFN 0.7 points all the same; on the drawn scenes above whole pictures did better than
+# windows.
 
 # %% [markdown]
 # ## Next

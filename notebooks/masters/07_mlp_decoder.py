@@ -11,8 +11,8 @@
 #
 # **What you learn.**
 #
-# - why the decoder may be called an MLP, and when it would be no more than one matrix per level;
-# - where most of B0's arithmetic goes, and how two matrices that meet become one;
+# - why the decoder may be called an MLP, and what would be left of it without its ReLU;
+# - what the decoder costs in arithmetic, and how two matrices that meet become one;
 # - what `align_corners` moves, and how far;
 # - why the scores come at a quarter of the picture's size, and what that costs a thin structure
 #   such as the trachea;
@@ -173,7 +173,7 @@ print("stacked", tuple(stacked.shape), "fused", tuple(fused.shape), "scores", tu
 
 # %%
 class Decoder(nn.Module):
-    """Maps (B, C_i, H_i, W_i) -> scores (B, num_classes, H_1, W_1). Equation 4 as printed."""
+    """Maps (B, C_i, H_i, W_i) -> scores (B, num_classes, H_1, W_1): equation 4, with norm, ReLU, dropout."""
 
     def __init__(self, in_channels, dim, num_classes, dropout=0.1):
         super().__init__()
@@ -282,8 +282,8 @@ print(f"decoder {in_decoder / 1e9:.2f} G of {in_all / 1e9:.2f} G: {in_decoder / 
 #
 # **C.** 8.39 G is the 8.4 of the paper's Table 1a, and 62 % of it is spent in the "lightweight"
 # decoder. *Why?* One matrix, `fuse`, takes 4.29 G, more than the whole encoder: it has only 262,144
-# weights, but each is used at all 16,384 pixels of F1's size. The encoder works mostly on small
-# maps.
+# weights, but each is used at all 16,384 pixels of F1's size. The encoder works at that size,
+# too, but on tokens of 32 numbers, not on stacks of 1,024.
 #
 # </details>
 
@@ -543,14 +543,14 @@ for name, dims, dim in (("B0", (32, 64, 160, 256), 256), ("B2", (64, 128, 320, 5
 # %% [markdown]
 # ## Where the folding must stop
 #
-# If folding is so good, why stop at `fuse`? `classify` is a matrix too. In evaluation the batch
-# norm is a scale and a shift. Could the *whole* decoder be folded into one small matrix per level?
+# If folding is so good, why stop at `fuse`? `classify` is a matrix too, and in evaluation the batch
+# norm is a scale and a shift. Only the ReLU between them is not linear.
 #
-# **Predict, then run.** What stops it?
+# **Predict, then run.** Leave the ReLU out. How many numbers then do what the 433,302 parameters do?
 #
-# - A. Nothing. It is not done because training needs the batch norm.
-# - B. The ReLU.
-# - C. The upsampling.
+# - A. As many.
+# - B. About 300,000, those of `fuse` and `classify`.
+# - C. Fewer than 80,000.
 
 # %%
 with torch.no_grad():
@@ -569,7 +569,7 @@ print(f"{sum(m.numel() for m in matrices) + 150:,} numbers for {parameters(decod
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B.** Without the ReLU two linear maps in a row, three, a hundred, are one. All of this decoder
+# **C.** Without the ReLU two linear maps in a row, three, a hundred, are one. All of this decoder
 # would be 76,950 numbers that do nothing but *add up* what the levels say, each on its own. **The
 # ReLU makes it an MLP.**
 #
@@ -797,10 +797,10 @@ show.figure(fig, alt=(
 # the discs as well as 8 × 8 numbers can tell. Dashed (True) everything is stretched from the middle:
 # the outer four are moved towards the corners, the middle one stays.
 #
-# *Why it matters.* Train and run with the same setting, and the network learns around it, as far as
-# one shift for all picture sizes can be learned. Load weights trained with one into code with the
-# other, and every mask is off by a little, most near the borders. No error message, just a lower
-# mIoU.
+# *Why it matters.* Train and run with the same setting, and the network learns to live with it,
+# though the shift at a given pixel changes with the size of the picture. Load weights trained with
+# one into code with the other, and every mask is off by a little, most near the borders. No error
+# message, just a lower mIoU.
 #
 # </details>
 
@@ -868,8 +868,9 @@ ax.minorticks_off()
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "Mean IoU against the radius of a disc from 2 to 32 pixels, one curve per stride 2, 4, 8 and "
-    "16. Every curve rises from near 0 to near 1; each doubling of the stride moves it to the "
-    "right by a doubling of the radius. At stride 4 it passes one half between radius 3 and 4."))
+    "16. Stride 2 rises from 0.78 to 1, the others from near 0 to over 0.9; each doubling of the "
+    "stride moves the curve to the right by a doubling of the radius. At stride 4 it passes one half "
+    "between radius 3 and 4."))
 
 # %% [markdown]
 # <details>
@@ -1272,9 +1273,9 @@ for variant, width in (("b0", 256), ("b2", 768)):
 # %% [markdown]
 # ## What the paper says, what the code does
 #
-# - **Four linear lines** (section 3.2, equation 4). The released code adds a batch norm without
-#   bias before it, a ReLU and a dropout of whole channels, rate 0.1. The equation shows none of
-#   them, and without the ReLU it would be one linear map.
+# - **Four linear lines** (section 3.2, equation 4). The released code puts a batch norm behind line 3
+#   (whose map then needs no bias), a ReLU, and a dropout of whole channels, rate 0.1. The equation
+#   shows none of them, and without the ReLU it would be one linear map.
 # - **$W/4 \times W/4$**, as printed, is a slip: the maps grow to $H/4 \times W/4$, the size of F1.
 # - **The order of the stack** is not in the paper. Released code and transformers have
 #   [F4, F3, F2, F1], mmsegmentation and the report [F1, F2, F3, F4]. The weights differ accordingly.

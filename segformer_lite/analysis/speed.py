@@ -56,8 +56,10 @@ def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device:
         return time.perf_counter() - began
 
     for function in work.values():
-        for _ in range(3 if on_gpu else 1):  # a compiled network records its CUDA graph in the second and third call
+        calls, until = 0, time.perf_counter() + (0.5 if on_gpu else 0)  # a GPU that was idle runs slower at first
+        while calls < (3 if on_gpu else 1) or time.perf_counter() < until:  # CUDA graphs are made in calls 2 and 3
             seconds(function)
+            calls += 1
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(turns):
         for name, function in work.items():
@@ -95,15 +97,16 @@ def traffic(function: Callable[[], object]) -> int:
 
 
 def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.device | None = None) -> int:
-    """Bytes of tensors alive at the worst moment of one call, the model's own included.
+    """Bytes of tensors alive at the worst moment of a second call, the model's own and those of the first included.
 
-    On a GPU the allocator counts. On a CPU every tensor that is made is followed until it dies, so the figure is
-    the same on every machine. A kernel's own scratch memory is seen by the first alone.
+    So what an optimiser makes once, its means, belongs to it. On a GPU the allocator counts. On a CPU every tensor
+    that is made is followed until it dies, so the figure is the same on every machine. A kernel's own scratch memory
+    is seen by the first alone.
     """
     if device is not None and device.type == "cuda":
         own = [t for p in model.parameters() for t in (p, p.grad) if t is not None] + list(model.buffers())
         others = torch.cuda.memory_allocated(device) - sum(tensor.nbytes for tensor in own)
-        function()  # what it makes once, as the optimiser its means, belongs to it, as on a CPU
+        function()
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) - others
@@ -112,6 +115,8 @@ def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its remarks on modules that are gone concern per-module figures
         with tracker:
+            function()
+            tracker.reset_mod_stats()
             function()
     return sum(figures["Total"] for figures in tracker.get_tracker_snapshot("peak").values())
 
@@ -198,13 +203,13 @@ def plain_training_step(model: nn.Module, images: Tensor, labels: Tensor, dtype:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def run() -> None:
+        optimizer.zero_grad()
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             if isinstance(model, Logits):
                 loss = model.loss(images, labels)
             else:
                 logits = F.interpolate(model(images).float(), labels.shape[-2:], mode="bilinear")
                 loss = F.cross_entropy(logits, labels, ignore_index=255)
-        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

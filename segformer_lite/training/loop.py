@@ -268,11 +268,11 @@ def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tens
     Returns the loss before the step, and the norm of its gradient before it was clipped.
     """
     model.train()
+    optimizer.zero_grad(set_to_none=True)  # before the forward pass, which can use their memory
     with mixed_precision(images.device, dtype):
         logits = model(preprocess(images))
     loss = segmentation_loss(logits.float(), labels, count=count, class_weights=config.class_weights,
                              dice_weight=config.dice_weight)
-    optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)

@@ -43,7 +43,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     """
 
     PART = 2**20  # values of upsampled logits in a part: 4 MiB in float32, about what a core's cache holds
-    GPU = 16  # parts of a CPU in one of a GPU, which would idle between smaller ones
+    GPU = 64  # parts of a CPU in one of a GPU, which would idle between smaller ones
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
@@ -56,7 +56,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
                                        reduction="sum")
             total += loss.detach()
             if ctx.needs_input_grad[0]:
-                gradient[where] += torch.autograd.grad(loss, part)[0]
+                gradient[where].add_(torch.autograd.grad(loss, part)[0])
         ctx.save_for_backward(gradient)
         return total
 

@@ -128,7 +128,7 @@ def strip_of_key(function) -> None:
             hint = likely(causes)
             raise AssertionError(f"W = {width}, R = {reduction}, key {key}: expected {_short(wanted)}, "
                                  f"got {_short(got)}.{hint}")
-    print("my_strip_of_key: correct for six cases; two of them wrap into the next row.")
+    print("my_strip_of_key: correct for six cases; three of them begin inside a row and wrap into the next.")
 
 
 def _short(places: list) -> str:

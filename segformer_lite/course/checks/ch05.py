@@ -61,6 +61,8 @@ def mix_ffn(cls) -> None:
         try:
             got = mine(x)
         except RuntimeError as error:
+            if isinstance(error, NotImplementedError):  # the open stub
+                raise
             raise AssertionError(
                 f"{what}: {str(error).splitlines()[0]}. Likely cause: a convolution wants channels first, "
                 "a Linear wants them last: permute before dwconv and back after it"
