@@ -5,10 +5,10 @@
 
 Part 0 is training and inference beside other packages, part 1 the report's two experiments (pictures a second, idle
 time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, with CUDA graphs, part 3 part 0 compiled.
-Parts 0 and 1 are planned for four minutes on a large card, the compiled ones for as many again, most of it the
-compiler's; not yet run on one: all was tried on a CPU with small figures. Where the package is not installed, set
-PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json, report-presets-compiled.json and
-cuda-speed-compiled.json to docs/results, each when its part ends; what fails is named.
+Planned for about eight minutes on a large card, half of them the compiler's; not yet run on one: all was tried on a
+CPU with small figures. Where the package is not installed, set PYTHONPATH to the course's folder. Writes
+cuda-speed.json, report-presets.json, report-presets-compiled.json and cuda-speed-compiled.json to docs/results; what
+fails is named.
 """
 
 import subprocess

@@ -105,6 +105,7 @@ WRONG = [
     (checks.run_lengths, lambda m: run_lengths(~m), "must be of zeros"),
     (checks.run_lengths, lambda m: np.cumsum(run_lengths(m)), "places"),
     (checks.run_lengths, lambda m: run_lengths(m)[:-1], "last run"),
+    (checks.run_lengths, lambda m: {"counts": run_lengths(m), "size": list(m.shape)}, "a list of numbers, got dict"),
     (checks.paint, lambda i, s, w: paint(i, s, w, key=lambda pair: pair[0].sum()), "smallest"),
     (checks.paint, lambda i, s, w: paint(i, s, w, key=lambda pair: 0), "order of the list"),
     (checks.paint, lambda i, s, w: paint(i, s, w, crowds="last"), "crowds were painted last"),

@@ -73,6 +73,8 @@ WRONG = [
     (checks.patient_dice, iou, "IoU"),
     (checks.patient_dice, lambda p, q, c: dice(p, torch.where(q == 255, 0, q), c), "255"),
     (checks.patient_dice, lambda p, q, c: np.nan_to_num(dice(p, q, c), nan=1.0), "expected nan"),
+    (checks.patient_dice, lambda p, q, c: dice(p, q, c) if (q == c).any() else None, "without the organ.*return"),
+    (checks.patient_interval, lambda v, p, r: interval(v, p, r)[0], "the pair"),
     (checks.patient_interval, by_slice, "slices were drawn"),
     (checks.patient_interval, of_patients, "of the patients themselves"),
     (checks.patient_interval, pooled, "weighs more"),

@@ -99,8 +99,8 @@ class OtherShape(OwnToken):
         return x.flatten(1, 2)
 
 
-def network(attention):
-    return sl.create_model("segformer_b0", num_classes=5, attention=attention)
+def network(attention, name="segformer_b0", classes=5):
+    return sl.create_model(name, num_classes=classes, attention=attention)
 
 
 RIGHT = [
@@ -135,6 +135,8 @@ WRONG = [
     (checks.own_token_model, None, "sl.create_model"),
     (checks.own_token_model, nn.Identity(), "Identity"),
     (checks.own_token_model, partial(sl.create_model, "segformer_b0", num_classes=5), "attention=…"),
+    (checks.own_token_model, partial(network, OwnToken, classes=150), "expected 5 classes, got 150"),
+    (checks.own_token_model, partial(network, OwnToken, "segformer_b1"), "a SegFormer-B0"),
     (checks.own_token_model, partial(network, Mean), "only its own may"),
     (checks.own_token_model, partial(network, Window), "only its own may"),
     (checks.own_token_model, partial(network, Nothing), "nothing is handed on"),

@@ -17,7 +17,7 @@
 # - how a picture and its labels are augmented together, step by step, and what goes wrong if they
 #   are not;
 # - what a JPEG mask, a CT window and a threshold do to an outline;
-# - how a careless split turns remembering into a good score, measured.
+# - what dividing by slice or by patient does to a score, measured.
 #
 # **What you need.** Tensors and a little NumPy. [Chapter 00](00_start_here.ipynb) has shown the
 # sample; no other chapter is needed.
@@ -402,8 +402,8 @@ print(f"labelled 255: {pixels[255] / pixels.sum():.2%} of all pixels")
 # thousand. Three things follow.
 #
 # - Always answering "background" is 80 % right. So the score is the *mean over classes*, mIoU.
-# - The first thing a network learns is how common each class is. That is the steep start of every
-#   loss curve.
+# - The first thing a network learns is how common each class is. It is the first thing that a loss
+#   curve shows.
 # - A random crop is often all background. SegFormer's released recipe draws a crop anew, up to ten
 #   times, while one class fills 75 % of it.
 
@@ -828,12 +828,12 @@ axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show.figure(fig, alt=(
     "Histograms of the values in the masks' three channels on a logarithmic axis. As stored there "
     "is a peak at 0 and one at 255, each with a skirt, and nothing between 70 and 200. Saved again "
-    "with half the colour resolution, the skirts have grown together and every value occurs. "
-    "Dashed lines mark 127, in the middle, and 240, within the skirt of the upper peak."))
+    "with half the colour resolution, the skirts of lung and trachea have grown together; only the heart keeps a gap "
+    "around the middle. Dashed lines mark 127, in the middle, and 240, within the skirt of the upper peak."))
 
 # %% [markdown]
-# Left, gentle compression: two peaks with skirts, and a clean gap. Right, the usual one: the gap has
-# filled up. A threshold has to be chosen. The data set's author keeps 240 and above (right dashed
+# Left, gentle compression: two peaks with skirts, and a clean gap. Right, the usual one: for lung and
+# trachea the gap has filled up. A threshold has to be chosen. The data set's author keeps 240 and above (right dashed
 # line); the package keeps everything above 127, the middle. What does the higher one cost?
 
 # %%
@@ -859,12 +859,13 @@ titles = ["trachea in the label map", "the file's red channel", "saved again, qu
 fig = show.grid([four[group] for group in groups], titles, cell=2.3)
 show.figure(fig, alt=(
     "The trachea of one slice, enlarged, in four colours. In the file its shapes are white with a "
-    "few orange pixels at the rim and a few blue ones outside. Saved again, a closed orange band "
-    "two pixels wide runs around a smaller white core, and a blue band around that."))
+    "few orange pixels, most of them near the rim, and a few blue ones outside. Saved again, an orange "
+    "band one to three pixels wide runs around a smaller white core with orange specks in it, and a "
+    "blue band around that."))
 
 # %% [markdown]
 # White (240 and more) is kept by both thresholds; orange (128 to 239) is lost at 240; blue (16 to
-# 127) is noise that both drop. **What is lost lies along the border.** As the masks are stored, a
+# 127) is noise that both drop. **Most of what is lost lies along the border.** As the masks are stored, a
 # few per cent are gone. Saved again in the usual way, the heart loses least, the lung with its long
 # outline a fifth, and the trachea, a thin thing that is all border, nearly half; at 127 the outline
 # stays where it was drawn. (The real masks lie between the gentle and the usual compression;
@@ -996,7 +997,7 @@ fig = show.grid(pictures, titles, cell=1.6, interpolation="auto")
 show.figure(fig, colours=64, alt=(
     "Three slices with their labels. The one copied by slice is almost the same picture as the "
     "one asked for. The one copied by patient is another body of similar shape, with lungs and "
-    "heart of other outlines."))
+    "main bronchi of other outlines."))
 
 # %% [markdown]
 # Left the slice in question. In the middle what the rule "by slice" finds: the neighbour, the same

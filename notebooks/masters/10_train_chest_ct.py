@@ -14,7 +14,7 @@
 #
 # - what happens in the fast phase of the learning curve;
 # - why one figure for one patient is the unit, and a slice is not;
-# - why the trachea is missed: its size, the stride of 4 and its share of the pixels, one at a time;
+# - why the trachea is missed: three suspects, questioned one at a time;
 # - which of three remedies helps it, measured: class weights, Dice loss, a larger input;
 # - how far "varying imaging conditions" may vary, with and without colours in the augmentation;
 # - what a split by slice does to the number that is reported.
@@ -642,7 +642,8 @@ show.figure(fig, alt=(
 #
 # Cross-entropy averages over pixels, so a class has as many votes as pixels. Two remedies change the
 # vote. **Class weights** give each class a factor. **Dice loss** asks for the overlap of each class in
-# each picture and takes the mean over classes, where the trachea counts as much as the lung.
+# each picture and takes the mean over classes, where the trachea counts as much as the lung. It is
+# added to the cross-entropy, not put in its place.
 
 # %%
 for name, share, weight in zip(train_set.classes, counts / counts.sum(), class_weights(counts)):
@@ -901,8 +902,9 @@ for kind in SEVERITIES:
 # pictures colours help, in every run, even beyond the 32 grey values that training moves them by.
 # Against brighter and noisier ones the plain network loses little, so there is little to win.
 # Against flatter ones they don't help in the mean, although contrast is changed in training as well. *Why?*
-# Photometric distortion *multiplies* the grey values: black air stays black. A wider window lifts
-# air to grey. Both are called contrast, and to the network they are two different things. **Augment
+# The contrast step of photometric distortion *multiplies* the grey values: black air stays black, and
+# its brightness step lifts air by 32 at most. A wider window lifts air to grey, by 64 and more from
+# severity 3 on. Both are called contrast, and to the network they are two different things. **Augment
 # with what your scanner does, not with what has the right name:** for CT that is the window itself,
 # `ct_shifts.window` with random level and width.
 
@@ -1065,7 +1067,7 @@ print("evaluate: equal to counting a stack once")
 # yes-or-no answers allow that. Overlaps are rare; a softmax over
 # four classes decides them one way, and every score of the course applies unchanged.
 #
-# **Is a Dice of 0.9 good?** For a lung at 96 pixels it is what the map can hold, and poor at full size;
+# **Is a Dice of 0.9 good?** For a lung at 96 pixels it is what a short run reaches, and poor at full size;
 # for a trachea one cell wide it is close to the best there is. Compare with that, and with a second
 # person's labels, if there are any.
 #

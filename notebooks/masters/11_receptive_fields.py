@@ -12,7 +12,7 @@
 # **What you learn.**
 #
 # - what a network *could* see and what it *does* see, and why they differ by so much;
-# - why the field of a stack of convolutions is a bell, and how slowly it grows with the depth;
+# - why the field of a stack of convolutions is a bell, and how it grows with the depth;
 # - four choices that a receptive field depends on and that most pictures of one don't state;
 # - how to compare SegFormer, DeepLabV3+ and U-Net, each with an untrained control beside it;
 # - a measure that many use and that changes its verdict with the unit of its input;
@@ -154,8 +154,8 @@ right.plot(n, 4 * (n * 2 / 3) ** 0.5, color=show.COLOURS["red"], label="sees: 4 
 right.set(xlabel="layers n", ylabel="px")
 right.legend()
 show.figure(fig, alt=(
-    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, on which a normal curve "
-    "lies exactly; a coloured bar below each shows how far it could see. Right, over the number of layers, what "
+    "Left, the gradient of 4, 16 and 64 box filters along a row of pixels: three bells, which a normal curve "
+    "follows closely; a coloured bar below each shows how far it could see. Right, over the number of layers, what "
     "could be seen, in grey, and what is seen, in red."))
 
 # %% [markdown]
@@ -258,8 +258,9 @@ print(tuple(mine.shape), f"sum {mine.sum():.3f}, equal to the package's")
 #
 # 1. **`eval()`**: no dropout, no dropped paths, stored batch statistics. Otherwise the map is that of
 #    another, random network each time.
-# 2. **The number**: the sum of the channels behind a ReLU, as in RepLKNet's script. In the head one
-#    takes a class score instead, here the largest.
+# 2. **The number**: the sum of the channels behind a ReLU, as in a script that many have taken over,
+#    that of RepLKNet (a convolutional network with very large kernels). In the head one takes a class
+#    score instead, here the largest.
 # 3. **`abs()`**: a pixel that pushes down counts like one that pushes up. Without it the two cancel
 #    wherever pictures or colours are added.
 # 4. **Each picture divided by its own sum** before the mean. Otherwise one loud picture drowns the
@@ -353,8 +354,8 @@ print(f"support()       {field.support():.0%}: pixels with any gradient at all")
 # %% [markdown]
 # ## What global attention sees
 #
-# Every block of SegFormer lets every token ask keys from the whole picture. That holds from the first
-# block of stage 1.
+# That was stage 4, the end of the encoder. Attention works in every block from the first one on. Does
+# the beginning see as far?
 #
 # **Predict, then run.** A SegFormer with random weights and noise of 256 px. What does stage 1 see?
 #
@@ -377,7 +378,8 @@ for layer in probe.layers:
 # **C.** Each stage has *some* gradient from every pixel, and half of stage 1's mass lies in a
 # thousandth of the picture.
 #
-# *Why?* A fresh attention weighs all keys alike ([chapter 04](04_efficient_attention.ipynb)), so it
+# *Why?* Every token asks keys from the whole picture, from the first block of stage 1 on. A fresh
+# attention weighs all keys alike ([chapter 04](04_efficient_attention.ipynb)), so it
 # adds the mean of the picture, and each pixel's part in a mean is small. The token itself comes
 # around it on the residual path, unhindered.
 #
@@ -1081,7 +1083,8 @@ for stage in (1, 2, 3, 4):
 # - Effective receptive field: the absolute gradient of one number of one place by every pixel, each
 #   picture divided by its sum.
 # - Does SegFormer use more? Here its last stage has no larger field than U-Net's, and DeepLabV3+'s is
-#   the largest; pictures and training are small. What it has is some gradient from everywhere.
+#   the largest; pictures and training are small. What it has is some gradient from everywhere,
+#   from stage 1 on.
 # - Convolutions see a bell whose width grows with the root of the depth. Strides and dilation make
 #   it wide, depth doesn't.
 # - SegFormer has support everywhere from its first block, and most of its mass near by. Training

@@ -13,10 +13,11 @@
 # **What you learn.**
 #
 # - what the 16 corruptions are, and why one of them is usually written with a mistake;
-# - why severity 3 is not the same thing on a small picture and on a large one;
+# - what a severity means on a small picture and on a large one;
 # - how the score is built, and which strong noise it leaves out;
 # - what "588 % better" compares, by arithmetic;
-# - how SegFormer, DeepLabV3+ and U-Net do when they are trained alike, and what flatters a weak network;
+# - how SegFormer, DeepLabV3+ and U-Net do when they are trained alike, and what flatters a weak
+#   network;
 # - what another input size does, and what the structure of an artefact does.
 #
 # **What you need.** [Chapter 00](00_start_here.ipynb) for mIoU ([chapter
@@ -62,10 +63,11 @@ show.network(lit=("image", "mask"))
 # %% [markdown]
 # ## The question
 #
-# A network is trained on clear pictures. Then it snows, a lens is dirty, somebody saves space with JPEG.
-# **How much of its mIoU does it keep?** A single bad picture proves nothing, and "robust" without *to
-# what* and *how far* is no statement. So the SegFormer paper (Table 5 and appendix D) takes a fixed list:
-# Cityscapes-C, 16 corruptions of the validation pictures in five severities. Its words, our names:
+# A network is trained on clear pictures. Then it snows, a lens is dirty, somebody saves space with
+# JPEG. **How much of its mIoU does it keep?** A single bad picture proves nothing, and "robust"
+# without *to what* and *how far* is no statement. So the SegFormer paper (Table 5 and appendix D)
+# takes a fixed list: Cityscapes-C, 16 corruptions of the validation pictures in five severities.
+# Its words, our names:
 #
 # | paper | code | meaning |
 # |---|---|---|
@@ -200,10 +202,10 @@ show.figure(name_rows(fig, FAMILIES, 4), colours=64, alt=(
 # of its blocks). The fourth hides parts of the picture, and adds shapes of its own.
 #
 # **How faithful is this?** The settings are those of the `imagecorruptions` package. Twelve of the
-# sixteen are defined by their formula. Snow, spatter, fog and frost need a texture; the original uses
-# photographs of ice and a fractal, we draw ours from seeded noise. So compare networks *with each other*
-# on these pictures, and do not set the numbers beside published ones. The paper's own set was never
-# released, neither pictures nor code.
+# sixteen are defined by their formula. Snow, spatter, fog and frost need a texture; the original
+# uses photographs of ice and a fractal, we draw ours from seeded noise. So compare networks *with
+# each other* on these pictures, and do not set the numbers beside published ones. The paper's own
+# set was never released, neither pictures nor code.
 #
 # ### Five severities
 
@@ -257,8 +259,9 @@ _ = interact(try_corruption, name=Dropdown(options=list(CORRUPTIONS)),
 # %% [markdown]
 # ## A radius is in pixels
 #
-# Gaussian blur of severity 5 has a standard deviation of 6. Of 6 *pixels*: the list was made for pictures
-# of one size, and the constants do not know how large yours is. Cityscapes has 1024 rows, this scene 144.
+# Gaussian blur of severity 5 has a standard deviation of 6. Of 6 *pixels*: the list was made for
+# pictures of one size, and the constants do not know how large yours is. Cityscapes has 1024 rows,
+# this scene 144.
 #
 # **Predict, then run.** The scene at 144 rows and the same scene at 1024 rows, both blurred at
 # severity 5, both shown equally large. What do you see?
@@ -305,9 +308,10 @@ print("scaled at 512 rows and in pixels at 1024 rows differ by",
       f"{(a.float() - b).abs().mean():.1f} of 255")
 
 # %% [markdown]
-# Motion, defocus and glass blur have radii too, and so have the flakes of snow and the drops of spatter.
-# Noise has none, but its grain is always one pixel: on a picture that is reduced before the network sees
-# it, most of it is averaged away. Neither way is "right". **Say which one you used, and at what size.**
+# Motion, defocus and glass blur have radii too, and so have the flakes of snow and the drops of
+# spatter. Noise has none, but its grain is always one pixel: on a picture that is reduced before
+# the network sees it, most of it is averaged away. Neither way is "right". **Say which one you
+# used, and at what size.**
 
 # %% [markdown]
 # ## How the score is built
@@ -432,13 +436,14 @@ show.figure(fig, alt=(
     "far in noise, where the others keep between about an eighth and a third."))
 
 # %% [markdown]
-# SegFormer-B5 keeps 79.9 % of its clean mIoU, the next 55 %. Look where the distance comes from: in blur
-# it is small, in **noise** it is huge.
+# SegFormer-B5 keeps 79.9 % of its clean mIoU, the next 55 %. Look where the distance comes from: in
+# blur it is small, in **noise** it is huge.
 #
-# How much of that is the *architecture*? The table can't tell. The rows were trained by different people
-# with different recipes, as its caption says, and they differ in size. SegFormer's released recipe has
-# photometric distortion: it changes brightness, contrast, saturation and hue at random. Three of the four
-# digital corruptions are of that kind. The only clean comparison is to train alike, below.
+# How much of that is the *architecture*? The table can't tell. The rows were trained by different
+# people with different recipes, as its caption says, and they differ in size. SegFormer's released
+# recipe has photometric distortion: it changes brightness, contrast, saturation and hue at random.
+# Three of the four digital corruptions are of that kind. The only clean comparison is to train
+# alike, below.
 #
 # ### What the 588 % compares
 #
@@ -658,14 +663,14 @@ for name, values in few.items():
 #
 # <details><summary>Hint</summary>
 #
-# `Corrupted(dataset, name, severity)` is a data set; `sl.evaluate(model, dataset, size, progress=False)`
-# gives a report with `.miou`; `counted(name)` are the severities.
+# `Corrupted(dataset, name, severity)` is a data set; `sl.evaluate(model, dataset, size,
+# progress=False)` gives a report with `.miou`; `counted(name)` are the severities.
 #
 # </details>
 # <details><summary>Help: it says that the size is missing</summary>
 #
-# The network was trained on pictures of `size` pixels. Without the third argument `sl.evaluate` shows it
-# the pictures as large as they are.
+# The network was trained on pictures of `size` pixels. Without the third argument `sl.evaluate`
+# shows it the pictures as large as they are.
 #
 # </details>
 
@@ -772,9 +777,10 @@ show.figure(fig, colours=64, alt=(
 # wrong ray is a line. One wrong *element* looks along rays of one distance from the axis, from all
 # sides: a **ring**. One wrong *moment* gives parallel stripes.
 #
-# **Metal** does two things. Its shadow is too weak for its length: soft rays are stopped first, so twice the
-# metal is measured as less than twice. And hardly any quanta arrive, so these rays are noisy. In the
-# sinogram a rod is a sine curve; where two cross, the error is largest, and that is the line through both.
+# **Metal** does two things. Its shadow is too weak for its length: X-rays of low energy are stopped
+# first, so twice the metal is measured as less than twice. And hardly any photons arrive, so these
+# rays are noisy. In the sinogram a rod is a sine curve; where two cross, the error is largest, and
+# that is the line through both.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: wrong elements (5 minutes)
@@ -919,18 +925,20 @@ function, settings = CORRUPTIONS["gaussian_noise"]
 print(function.__name__, settings)
 
 # %% [markdown]
-# That is not a matter of course. In `imagecorruptions` impulse noise and glass blur draw from generators
-# of their own, which `np.random.seed` does not reach: two evaluations of one network then differ.
+# That is not a matter of course. In `imagecorruptions` impulse noise and glass blur draw from
+# generators of their own, which `np.random.seed` does not reach: two evaluations of one network
+# then differ.
 
 # %% [markdown]
 # ## What the paper says, what the code does
 #
 # - Table 5 gives SegFormer-B5 in all 16 columns, appendix D the rule for noise. Pictures and code
-#   of this experiment were not released ([issue 31 of the released code](https://github.com/NVlabs/SegFormer/issues/31)).
+#   of this experiment were not released ([issue 31 of the released
+#   code](https://github.com/NVlabs/SegFormer/issues/31)).
 # - The text's 588 % is SegFormer-B5 against ICNet; larger ratios stand in the same column, and the
 #   295 % of snow matches no row of the table.
-# - Retention is not in the paper. [Later work](https://arxiv.org/abs/2412.01941) quotes it; from Table 5
-#   it is 65.8 / 82.4 = 79.9 % for B5.
+# - Retention is not in the paper. [Later work](https://arxiv.org/abs/2412.01941) quotes it; from
+#   Table 5 it is 65.8 / 82.4 = 79.9 % for B5.
 #
 # Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); Kamann and Rother,
 # [arXiv:1908.05005](https://arxiv.org/abs/1908.05005); the package `imagecorruptions`, by Michaelis
@@ -971,9 +979,9 @@ print(f"{corrupted:.1f} / {b5['clean']} = {kept(b5)['all']:.1%}")
 #
 # **Three severities or five?** Three for noise, five for the rest.
 #
-# **The package `imagecorruptions` does not install or fails.** Its last release on PyPI predates current
-# versions of NumPy and scikit-image; of its 19 functions some fail with them. That is one reason why the
-# sixteen are written here.
+# **The package `imagecorruptions` does not install or fails.** Its last release on PyPI predates
+# current versions of NumPy and scikit-image; of its 19 functions some fail with them. That is one
+# reason why the sixteen are written here.
 #
 # **Is SegFormer robust *because* it is a transformer?** Table 5 can't say: data, recipe and size change
 # along with it. The stored comparison above changes the network only, in small, from random weights.

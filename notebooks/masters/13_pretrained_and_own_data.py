@@ -12,7 +12,7 @@
 #
 # **What you learn.**
 #
-# - what `from_pretrained` reads, what it refuses, and what starts at random;
+# - what `from_pretrained` reads, what it refuses, and what it does when your classes are others;
 # - why the size at which a picture is seen decides what is found in it;
 # - sliding windows and multi-scale tests, each in a dozen lines;
 # - how to measure what a pretrained encoder changes when labels are few, and what freezing it
@@ -78,17 +78,17 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # | the paper's word | the code | meaning |
 # |---|---|---|
 # | pre-trained encoder | `weights=` | numbers to start from |
-# | randomly initialised decoder | "starts at random" in the warning below | what the weights do not hold |
+# | randomly initialised decoder | what the warning below names | what the weights do not hold |
 # | learning rate | `lr`, `head_lr_mult` | the encoder's; how many times higher the decoder's is |
 
 # %% [markdown]
 # ## Weights to start from
 #
 # Released weights need a network connection, and this chapter works without one. So it makes a
-# **stand-in**: a SegFormer-B0 trained for a short while on the drawn scenes of the sample. It plays the
-# part of the released weights in everything that follows, and it is worth far less: a few hundred
-# drawn scenes instead of a million photographs. In full mode the real ones take its place where they can
-# be had.
+# **stand-in**: a SegFormer-B0 trained for a short while on the drawn scenes of the sample. It plays
+# the part of the released weights in everything that follows, and it is worth far less: a few
+# hundred drawn scenes instead of a million photographs. In full mode the real ones take its place
+# where they can be had.
 
 # %% tags=["nbval-ignore-output"]
 STEPS = {"stand-in": 6 if session.quick else 150, "own": 3 if session.quick else 60}
@@ -133,9 +133,9 @@ print(f"{'id2label':20s}", {k: config["id2label"][k] for k in "012"}, "...")
 # %% [markdown]
 # `sr_ratios` is the stride $s$ of the key map, 8, 4, 2, 1; the paper's $R$ is its square.
 #
-# **Does another implementation agree?** The library `transformers` has a SegFormer of its own, written by
-# other people, with other names for every weight. If it is installed, it gets the folder and the same
-# picture:
+# **Does another implementation agree?** The library `transformers` has a SegFormer of its own,
+# written by other people, with other names for every weight. If it is installed, it gets the folder
+# and the same picture:
 
 # %% tags=["nbval-ignore-output"]
 try:
@@ -153,12 +153,12 @@ else:
     assert gap < 1e-4
 
 # %% [markdown]
-# Two programs, one file, the same logits up to rounding. That is what "the same network" means. (All its
-# norms use $\epsilon = 10^{-5}$, so the stand-in was trained with that. The released code has $10^{-6}$
-# in blocks and at stage ends: a tiny, real difference.)
+# Two programs, one file, the same logits up to rounding. That is what "the same network" means.
+# (All its norms use $\epsilon = 10^{-5}$, so the stand-in was trained with that. The released code
+# has $10^{-6}$ in blocks and at stage ends: a tiny, real difference.)
 
 # %% [markdown]
-# ### What starts at random
+# ### Your number of classes
 #
 # **Predict, then run.** The stand-in knows 11 classes. You ask for 4. What happens?
 #
@@ -374,9 +374,9 @@ torch.testing.assert_close(whole, upsample(from_folder(large), (128, 128)).detac
 print("one window as large as the picture: the plain result")
 
 # %% [markdown]
-# Here 128 = 64 + 2 × 32, so the windows end where the picture ends. For other sizes the last window must
-# step back; that is exercise 1. The released Cityscapes test uses windows of
-# 1024 with a stride of 768: three for a picture of 1024 × 2048, from columns 0, 768 and 1024 on.
+# Here 128 = 64 + 2 × 32, so the windows end where the picture ends. For other sizes the last window
+# must step back; that is exercise 1. The released Cityscapes test uses windows of 1024 with a
+# stride of 768: three for a picture of 1024 × 2048, from columns 0, 768 and 1024 on.
 
 # %% tags=["nbval-ignore-output"]
 def windows_at(image, side):
@@ -401,20 +401,20 @@ show.figure(fig, alt=(
     "twice the size are lower."))
 
 # %% [markdown]
-# The first three bars: mirroring and a second size move the number a little, for two and for four passes
-# in place of one. (Sizes are rounded to multiples of 32, so 64 and 96 are neighbours.) The last two:
-# pictures at twice the size that was trained, whole and in windows. A window has the right *number* of
-# pixels and still the wrong *scale*: sliding windows help where the network was trained on crops of large
-# pictures, and not against wrong magnification. Say in every table which test it was; numbers of different
-# tests don't compare.
+# The first three bars: mirroring and a second size move the number a little, for two and for four
+# passes in place of one. (Sizes are rounded to multiples of 32, so 64 and 96 are neighbours.) The
+# last two: pictures at twice the size that was trained, whole and in windows. A window has the
+# right *number* of pixels and still the wrong *scale*: sliding windows help where the network was
+# trained on crops of large pictures, and not against wrong magnification. Say in every table which
+# test it was; numbers of different tests don't compare.
 
 # %% [markdown]
 # ## Your own labels
 #
-# The report names its aim in section 4.2: industrial X-ray CT, where people still judge by eye where one
-# material ends, and judge differently. It then uses chest CT in its place. Here is the case itself, drawn,
-# as a template for yours: a cast part with a bore, a steel insert, and **pores**, the defects one looks
-# for. Few scans, few slices.
+# The report names its aim in section 4.2: industrial X-ray CT, where people still judge by eye
+# where one material ends, and judge differently. It then uses chest CT in its place. Here is the
+# case itself, drawn, as a template for yours: a cast part with a bore, a steel insert, and
+# **pores**, the defects one looks for. Few scans, few slices.
 
 # %%
 CLASSES = ["air", "metal", "insert", "pore"]
@@ -488,8 +488,8 @@ show.figure(fig, alt=(
 # %% [markdown]
 # ### LabelMe
 #
-# Free labelling programs store outlines. LabelMe writes one JSON file per picture: a list of shapes, each
-# with a label and points $(x, y)$ in pixels, in the order in which they were drawn.
+# Free labelling programs store outlines. LabelMe writes one JSON file per picture: a list of
+# shapes, each with a label and points $(x, y)$ in pixels, in the order in which they were drawn.
 
 # %%
 def labelme(key):
@@ -509,8 +509,8 @@ for shape in content["shapes"][:3]:
     print(f"{shape['label']:7s}{shape['shape_type']:9s}{len(shape['points'])} points, the first {first}")
 
 # %% [markdown]
-# To a label map: paint the shapes in their order, each with its class number. `paint` above does it. Two
-# habits save trouble:
+# To a label map: paint the shapes in their order, each with its class number. `paint` above does
+# it. Two habits save trouble:
 #
 # - **Holes.** An outline has no hole. Draw the metal whole, then the bore on top of it as *air*.
 # - **Doubt.** Where even you don't know, paint 255: it counts neither in the loss nor in the report.
@@ -576,9 +576,10 @@ run_command("data", "verify", ROOT)
 # %% [markdown]
 # ### COCO JSON
 #
-# Many programs export COCO's format instead, one file for all pictures. `CocoSegmentation` reads it as it
-# is. One trap: **COCO's polygons have no holes either**, and COCO paints by size, not in your order. A
-# ring exported as a polygon comes back as a disc. As *run lengths* it comes back as it was:
+# Many programs export COCO's format instead, one file for all pictures. `CocoSegmentation` reads it
+# as it is. One trap: **COCO's polygons have no holes either**, and COCO paints by size, not in your
+# order. A ring exported as a polygon comes back as a disc. As *run lengths* it comes back as it
+# was:
 
 # %%
 def run_lengths(mask):
@@ -635,18 +636,19 @@ show.figure(fig, alt=(
     "bore, insert and pores."))
 
 # %% [markdown]
-# The colours meet the edges: nothing is shifted, turned or mirrored. Half of the trouble with own data is
-# found here.
+# The colours meet the edges: nothing is shifted, turned or mirrored. Half of the trouble with own
+# data is found here.
 
 # %% [markdown]
 # ## What a pretrained encoder changes
 #
-# Now the question of the beginning, on this set. Four ways to start, with 4 and with 32 labelled slices,
-# the same number of steps each:
+# Now the question of the beginning, on this set. Four ways to start, with 4 and with 32 labelled
+# slices, the same number of steps each:
 #
 # - **scratch**: everything at random;
 # - **weights, usual rate**: `weights=` the stand-in, all else as from scratch;
-# - **weights, low rate**: the encoder learns at a tenth of its usual rate, the decoder at its usual rate;
+# - **weights, low rate**: the encoder learns at a tenth of its usual rate, the decoder at its usual
+#   rate;
 # - **weights, frozen**: `freeze_encoder=True`; only the decoder learns.
 #
 # **Predict, then run.** With this modest stand-in and after a few dozen steps, which wins: scratch,
@@ -710,7 +712,7 @@ show.figure(fig, alt=(
 # </details>
 
 # %%
-# What the answer says, checked.
+# The best of the four with 32 slices goes on; it must have learned something.
 best = tuned[max(WAYS, key=lambda way: tuned[way, 32].report.miou), 32]
 assert session.quick or best.report.per_class["metal"]["iou"] > 0.6, "a minute must teach the metal"
 
@@ -754,8 +756,8 @@ raters = {name: np.stack([second_opinion(key, bias, seed) for key in val_keys])
 print({name: maps.shape for name, maps in raters.items()})
 
 # %% [markdown]
-# **Dice** is $2I / (P + L)$: twice the shared pixels over the pixels of both. Neither side is "the truth"
-# in it, so it fits two people as well as a network and a label.
+# **Dice** is $2I / (P + L)$: twice the shared pixels over the pixels of both. Neither side is "the
+# truth" in it, so it fits two people as well as a network and a label.
 
 # %%
 def dice(one, other, c):
@@ -816,16 +818,17 @@ show.figure(fig, alt=(
     "taken for another class."))
 
 # %% [markdown]
-# What differs is thin and follows the edges, and it is the small things. The mean over all pixels hides both.
-# The template for your own case, then: *few scans, divided by scan; labels of two people on some slices;
-# Dice between them as the end of the scale; boundary IoU and small regions reported beside the mean.*
+# What differs is thin and follows the edges, and it is the small things. The mean over all pixels
+# hides both. The template for your own case, then: *few scans, divided by scan; labels of two
+# people on some slices; Dice between them as the end of the scale; boundary IoU and small regions
+# reported beside the mean.*
 
 # %% [markdown]
 # ## A folder of pictures
 #
-# The finished run is a folder, and the command line does the rest: `segformer-lite predict RUN PICTURES
-# --out MASKS`. In a real folder something is always broken. Here a text file calls itself a picture, and
-# another is cut short:
+# The finished run is a folder, and the command line does the rest: `segformer-lite predict RUN
+# PICTURES --out MASKS`. In a real folder something is always broken. Here a text file calls itself
+# a picture, and another is cut short:
 
 # %% tags=["nbval-ignore-output"]
 inbox = WORK / "inbox"
@@ -843,8 +846,9 @@ areas = json.loads((WORK / "masks" / "areas.json").read_text())
 print(len(areas), "pictures in areas.json, each with", ", ".join(list(areas[0])[:3]), "and its classes")
 
 # %% [markdown]
-# One bad file stops nothing, is named, and makes the exit status 2, so that a script notices. `areas.json`
-# has the pixels of every class in every picture: for pores, the number that one wanted in the first place.
+# One bad file stops nothing, is named, and makes the exit status 2, so that a script notices.
+# `areas.json` has the pixels of every class in every picture: for pores, the number that one wanted
+# in the first place.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -854,9 +858,9 @@ print(len(areas), "pictures in areas.json, each with", ", ".join(list(areas[0])[
 #
 # ### 1. Windows that end where the picture ends (10 minutes)
 #
-# Along one axis of `length` pixels: where do windows begin? From 0 in steps of `stride`; the last one is
-# moved back so that it ends exactly at the last pixel. No place twice. A picture smaller than the window
-# has one start, 0.
+# Along one axis of `length` pixels: where do windows begin? From 0 in steps of `stride`; the last
+# one is moved back so that it ends exactly at the last pixel. No place twice. A picture smaller
+# than the window has one start, 0.
 #
 # <details><summary>Hint</summary>
 #
@@ -865,8 +869,8 @@ print(len(areas), "pictures in areas.json, each with", ", ".join(list(areas[0])[
 # </details>
 # <details><summary>Help: "pixels are never seen"</summary>
 #
-# For 100 pixels, windows of 64 and a stride of 32, the starts 0 and 32 reach pixel 96. The last start is
-# `length - window` = 36.
+# For 100 pixels, windows of 64 and a stride of 32, the starts 0 and 32 reach pixel 96. The last
+# start is `length - window` = 36.
 #
 # </details>
 
@@ -884,9 +888,10 @@ checks.window_starts(my_starts)
 # %% [markdown] tags=["exercise"]
 # ### 2. Not only polygons (15 minutes)
 #
-# LabelMe also stores rectangles, as two opposite corners in any order, and circles, as the centre and one
-# point on the rim. Turn a shape of any of the three kinds into the points of its outline, in order around
-# it; a circle as at least 32 points. Any other kind (a line has no inside) raises a `ValueError`.
+# LabelMe also stores rectangles, as two opposite corners in any order, and circles, as the centre
+# and one point on the rim. Turn a shape of any of the three kinds into the points of its outline,
+# in order around it; a circle as at least 32 points. Any other kind (a line has no inside) raises a
+# `ValueError`.
 #
 # <details><summary>Hint</summary>
 #
@@ -924,9 +929,9 @@ checks.shape_outline(my_outline)
 # %% [markdown] tags=["exercise"]
 # ### 3. How well do people agree? (15 minutes)
 #
-# Several people labelled the same slices. For one class: the mean Dice over all *pairs* of people. Pixels
-# that either of a pair marked 255 do not count for that pair; a pair in which neither drew the class is
-# left out; if no pair is left, the answer is nan.
+# Several people labelled the same slices. For one class: the mean Dice over all *pairs* of people.
+# Pixels that either of a pair marked 255 do not count for that pair; a pair in which neither drew
+# the class is left out; if no pair is left, the answer is nan.
 #
 # <details><summary>Hint</summary>
 #
@@ -959,9 +964,9 @@ checks.rater_agreement(my_agreement)
 # %% [markdown] tags=["exercise"]
 # ### 4. A recipe for fine-tuning (15 minutes)
 #
-# With `sl`: a `TrainConfig` that starts from given weights, lets the encoder learn at a **tenth** of the
-# default rate, and the decoder at **exactly** its default rate. Data, weights and folder are given; the
-# check trains a few steps with it and looks at what moved.
+# With `sl`: a `TrainConfig` that starts from given weights, lets the encoder learn at a **tenth**
+# of the default rate, and the decoder at **exactly** its default rate. Data, weights and folder are
+# given; the check trains one step with it and looks at what moved.
 #
 # <details><summary>Hint</summary>
 #
@@ -1013,10 +1018,10 @@ print("four feature maps after zero steps, the same as in the file:",
 #   encoder-only file gives exactly this; `from_pretrained` says so.
 # - **Rates.** Section 4.1 names one learning rate, $6 \times 10^{-5}$ with AdamW. The released settings
 #   give the decoder ten times that: `head_lr_mult=10`.
-# - **Tests.** The released settings see ADE20K with a short side of 512 and Cityscapes through windows of
-#   1024 with stride 768, averaging logits. Multi-scale numbers are another test again.
-# - **Weights.** The code and weights of the authors are for research and evaluation only. This course has
-#   its own code and ships no weights; check the licence of those you load.
+# - **Tests.** The released settings see ADE20K with a short side of 512 and Cityscapes through
+#   windows of 1024 with stride 768, averaging logits. Multi-scale numbers are another test again.
+# - **Weights.** The code and weights of the authors are for research and evaluation only. This
+#   course has its own code and ships no weights; check the licence of those you load.
 #
 # Sources: SegFormer, [arXiv:2105.15203](https://arxiv.org/abs/2105.15203); [the released
 # code](https://github.com/NVlabs/SegFormer); [the converted
@@ -1036,11 +1041,11 @@ print("four feature maps after zero steps, the same as in the file:",
 # %% [markdown]
 # ## In short
 #
-# - `from_pretrained`: folder, file or hub name in, SegFormer out; what is missing starts at random and is
-#   named. `save_pretrained`: back to the world.
+# - `from_pretrained`: folder, file or hub name in, SegFormer out; what is missing starts at random
+#   and is named. `save_pretrained`: back to the world.
 # - Weights are worth what they have seen, at the size at which they saw it.
-# - A low rate for the encoder, or none, protects good weights, and useless ones as well: keep a run from
-#   scratch beside it.
+# - A low rate for the encoder, or none, protects good weights, and useless ones as well: keep a run
+#   from scratch beside it.
 # - LabelMe, COCO, mask pictures: three ways into one data set. Outlines have no holes.
 # - People's agreement is the end of the scale. Measure it before you tune the third decimal.
 
@@ -1051,15 +1056,15 @@ print("four feature maps after zero steps, the same as in the file:",
 # of it stands in [chapter 09](09_train_coco.ipynb). Converted weights are on the Hugging Face hub,
 # `nvidia/mit-b0` to `b5` for encoders; `from_pretrained` takes these names.
 #
-# **From scratch on ADE20K gives very low results. Normal?** Yes (chapter 09 says why): 150 classes, most
-# of them rare. Start from a pretrained encoder.
+# **From scratch on ADE20K gives very low results. Normal?** Yes (chapter 09 says why): 150 classes,
+# most of them rare. Start from a pretrained encoder.
 #
 # **Two classes: one output or two?** Two, background and object, with softmax as everywhere in this
 # course. One output goes with a sigmoid ([chapter 08](08_data.ipynb)): with a softmax it is 1
 # whatever the network says, and there is nothing to learn.
 #
-# **Which label is background, and what about `reduce_zero_label`?** Here 0 is background and a class like
-# any other. What that switch of other programs does, and when, says chapter 08.
+# **Which label is background, and what about `reduce_zero_label`?** Here 0 is background and a
+# class like any other. What that switch of other programs does, and when, says chapter 08.
 #
 # **My GPU is small.** Freeze the encoder (no gradients are kept for it), a smaller `batch_size`, a
 # smaller `size`. [Chapter 14](14_speed.ipynb) counts what fits.

@@ -153,13 +153,13 @@ for (name, values), colour in zip(twins.seconds.items(), ("blue", "orange")):
 ax.set(xlabel="turn", ylabel="ms", ylim=(0, None))
 ax.legend()
 show.figure(fig, alt=(
-    "Two lines of 25 readings each, of the same matrix product under two names, in milliseconds. Both jump "
-    f"up and down together in places; the median of their ratio is {middle:.2f}."))
+    "Two lines of 25 readings each, of the same matrix product under two names, in milliseconds, close "
+    f"together, with a peak here and there; the median of their ratio is {middle:.2f}."))
 
 # %% [markdown]
-# The readings wander; peaks are moments in which something else ran. The ratio should be close to
-# 1, and the width of its quartiles is what this bench can see today: **a difference that is smaller
-# is no result.**
+# The readings wander a little; peaks are moments in which something else ran. The ratio should be
+# close to 1, and the width of its quartiles is what this bench can see today: **a difference that
+# is smaller is no result.**
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1: an honest ratio (5 minutes)
@@ -421,8 +421,8 @@ show.figure(draw_roof(points), alt=(
 #
 # - *below the slope*: something else than memory is slow. A norm has sums over 32 numbers that wait
 #   for each other; GELU's error function is more work than our ten;
-# - *above the slope*: the numbers never left the processor's cache. $M$ was measured with a copy
-#   that is larger than any cache;
+# - *above the slope*: the numbers never left the processor's *cache*, a small and fast memory of its
+#   own. $M$ was measured with a copy that is larger than any cache;
 # - *above the roof*: the machine was busy while $P$ was measured. Run the cell again.
 #
 # **To speed up a blue point, move fewer bytes**: work in place, in 16 bits, in one pass instead of
@@ -457,15 +457,16 @@ def measured(widths):
 
 widths = measured((4, 8, 16, 32, 64, 160, 256, 768))
 show.figure(draw_roof(widths, "Linear, C to C"), alt=(
-    "The same roofline with eight points for matrix products of 4 to 768 channels. They climb along the slope "
-    "as the width grows and level out near the roof. G operations a second: "
+    "The same roofline with eight points for matrix products of 4 to 768 channels. They climb below the slope "
+    "as the width grows, the narrowest far below it, and level out near the roof. G operations a second: "
     + ", ".join(f"{name} {rate / 1e9:.0f}" for name, (_, rate) in widths.items()) + "."))
 
 # %% [markdown]
-# The same operation, from left to right only wider, climbs the slope and bends under the roof. B0
-# has 32, 64, 160 and 256 channels, B5's decoder 768. **A small network does not only compute less,
-# it computes *more slowly*.** That is half of the answer to Table 2; the other half is all that is
-# not counted.
+# The same operation, from left to right only wider, climbs below the slope and comes near the roof.
+# (The narrowest stay far below even the slope: rows of four or eight numbers do not fill the
+# processor's instructions.) B0 has 32, 64, 160 and 256 channels, B5's decoder 768. **A small
+# network does not only compute less, it computes *more slowly*.** That is half of the answer to
+# Table 2; the other half is all that is not counted.
 #
 # One width at a time, with a slider (optional):
 
@@ -540,7 +541,7 @@ top_five(profiled(plain_step, times=1), "plain training step, two pictures of 12
 # `F.cross_entropy`). Among its five you will find names that have nothing to do with the network:
 # the log-softmax of the *loss*, its backward, the upsampling's backward. And note the number of
 # entries: calls of operations, some inside others. Each costs a few millionths of a second before it
-# does anything, which is why a tiny picture is not as fast as it is small.
+# does anything.
 #
 # The line to start with is always the first one. Making the tenth line twice as fast is work for
 # nothing.
@@ -554,8 +555,9 @@ top_five(profiled(plain_step, times=1), "plain training step, two pictures of 12
 # to 64 MiB?
 #
 # - A. As long: the arithmetic is the same.
-# - B. A bit longer, by the same factor at every size: three tensors pass through memory, not two.
-# - C. A bit longer up to some size, and then suddenly much longer.
+# - B. Up to twice as long, by the same factor at every size: three tensors pass through memory, not
+#   two.
+# - C. Up to twice as long as far as some size, and then suddenly much longer.
 
 # %% tags=["nbval-ignore-output"]
 def new_against_old(mib):
@@ -580,7 +582,8 @@ show.figure(fig, alt=(
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **C** on Linux, where the curve has a step near 32 MiB. *Why there?* PyTorch asks the C library
+# **C** on Linux, where the curve has a step near 32 MiB. (Left of it the third tensor is what costs.)
+# *Why there?* PyTorch asks the C library
 # for memory. Small blocks it keeps and hands out again. A block beyond
 # `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), it never
 # keeps.
@@ -589,7 +592,8 @@ show.figure(fig, alt=(
 #
 # So beyond 32 MiB (on Linux) every new tensor is made of memory that comes from the system and goes
 # back at once. The system hands out memory in *pages* of a few kilobytes, must fill each with
-# zeros, and does so when it is touched first: an interruption each time, which the kernel counts:
+# zeros, and does so when it is touched first: an interruption each time, which the operating system
+# counts:
 
 # %% tags=["nbval-ignore-output"]
 try:
@@ -722,8 +726,8 @@ print("the package's gradient: the same;", f"a part holds {UpsampledCrossEntropy
 #
 # <details>
 # <summary>Hint</summary>
-# Clamp the places. The old neighbours are `place.long()` and the next one; the share of the next is what
-# is left of the place. Begin with zeros, and set two entries in each line.
+# Clamp the places. The old neighbours are `place.long()` and the next one; the share of the next is
+# what is left of the place. Begin with zeros, and set two entries in each line.
 # </details>
 # <details>
 # <summary>Help: an index is out of range at the last line</summary>
@@ -830,8 +834,8 @@ assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strip
 # less. The third is the paper's: each query meets 64 times fewer keys, and projections and the strided
 # convolution leave a part of that factor.
 #
-# These are factors of *parts*. A part with a tenth of the time, made infinitely fast, gives 11 % (Amdahl's
-# law): $1 / (1 - 0.1) = 1.11$.
+# These are factors of *parts*. A part with a tenth of the time, made infinitely fast, gives 11 %
+# (Amdahl's law): $1 / (1 - 0.1) = 1.11$.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 4: freeze the decoder (25 minutes)
@@ -847,14 +851,16 @@ assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strip
 #
 # <details>
 # <summary>Hint</summary>
-# `forward` in segformer_lite/models/segformer.py has the slices: `reversed(decoder.fuse.weight.chunk(4,
-# dim=1))`. Each matrix is `a[:, None] * (fuse @ linear.weight)`, each level gives `fuse @ linear.bias` to the
-# bias. One bias is enough: a constant map stays constant under upsampling.
+# `MLPDecoder.folded` in segformer_lite/models/segformer.py has the slices; they lie in the order
+# F4, F3, F2, F1. For F1 to F4 take `reversed(decoder.fuse.weight.chunk(4, dim=1))`. Each matrix is
+# `a[:, None] * (fuse @ linear.weight)`, each level gives `fuse @ linear.bias` to the bias. One bias
+# is enough: a constant map stays constant under upsampling.
 # </details>
 # <details>
 # <summary>Help: all logits are off a little</summary>
-# The epsilon is under the root, with the variance: `(norm.running_var + norm.eps).sqrt()`. And the bias of
-# the levels passes through the batch norm as well: it is scaled by `a`, the mean is subtracted first.
+# The epsilon is under the root, with the variance: `(norm.running_var + norm.eps).sqrt()`. And the
+# bias of the levels passes through the batch norm as well: it is scaled by `a`, the mean is
+# subtracted first.
 # </details>
 
 # %% tags=["exercise"]
@@ -917,8 +923,8 @@ network.zero_grad()  # the gradients of the last step are still there, as large 
 # %% [markdown]
 # ## What bf16 costs
 #
-# A bf16 number has the range of float32 and 8 of its 24 binary digits. In half the bytes, and on
-# processors that have instructions for it at twice the products a second.
+# A bf16 number has the range of float32 and 8 of its 24 binary digits. It takes half the bytes, and
+# processors that have instructions for it do at least twice the products a second.
 #
 # **Predict, then run.** With such instructions: how many times as fast is the *whole* network in
 # bf16?
@@ -949,10 +955,10 @@ print("and the weights stay", str(next(network.parameters()).dtype).removeprefix
 
 # %% [markdown]
 # Products go to bf16; norm and GELU keep the type of what comes in; what adds up many numbers, the
-# loss, is lifted to float32. The first convolution leaves bf16, the norms keep it, and so all tokens
-# are bf16: half the bytes everywhere. The weights stay exact, and a training step changes those: that is
-# why bf16 needs no change in the network. (On a GPU autocast lifts layer norms to float32 as well, and
-# the tokens that run from block to block with them.)
+# loss, is lifted to float32. The first convolution leaves bf16, the norms keep it, and so all
+# tokens are bf16: half the bytes everywhere. The weights stay exact, and a training step changes
+# those: that is why bf16 needs no change in the network. (On a GPU autocast lifts layer norms to
+# float32 as well, and the tokens that run from block to block with them.)
 
 # %% tags=["nbval-ignore-output"]
 shown = torch.stack([resize_for_model(slices[i][0], 96) for i in range(0, len(slices), 6)])
@@ -1026,8 +1032,8 @@ print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, "
 # is *one* picture?
 #
 # - A. Four times.
-# - B. Less.
-# - C. More: attention grows with the square of the tokens.
+# - B. About three times, as in Table 2 from 1024 to 512 px.
+# - C. Still less.
 
 # %% tags=["nbval-ignore-output"]
 SIDES = (64, 128) if session.quick else (32, 64, 96, 128, 160)
@@ -1062,7 +1068,7 @@ show.figure(fig, alt=(
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B.** *Why?* A small picture is many small calls: what a call costs before it does anything stays,
+# **C.** *Why?* A small picture is many small calls: what a call costs before it does anything stays,
 # and matrices of a few rows use the processor badly. And stage 1's attention, the part that could
 # grow with the square, has 64 times fewer keys than tokens.
 #
@@ -1095,8 +1101,9 @@ with FakeTensorMode(allow_non_fake_inputs=True):
               + "   ".join(f"{name} {value / 2**20:6.0f} MiB" for name, value in peaks.items()))
 
 # %% [markdown]
-# Beyond the weights everything grows with the number of pixels, four times from line to line. What a
-# kernel needs for itself is not in the figure, nor PyTorch, so leave room. The picture that *fits* is
+# Beyond the weights everything grows with the number of pixels, four times from line to line. The
+# memory that an operation uses inside itself is not in the figure, nor is PyTorch itself, so leave
+# room. The picture that *fits* is
 # usually limited by the decoder: the largest maps live there, and folding keeps them few.
 #
 # As a check a real call, followed in the same way. It agrees to a few percent:
@@ -1135,8 +1142,8 @@ for name, rate in pace.items():
 # %% [markdown]
 # **The rule: the loader never the bottleneck.** Its rate, times the number of `workers`, must be
 # above the step's. Here one process does both, and the step is far slower; with a GPU it is often
-# the other way round. What one thread manages on real COCO pictures is stored, with the command that measures
-# it:
+# the other way round. What one thread manages on real COCO pictures is stored, with the command
+# that measures it:
 
 # %%
 record = json.loads((RESULTS / "data-rates.json").read_text(encoding="utf-8"))
@@ -1280,7 +1287,7 @@ show.figure(fig, alt=(
 #
 # **A figure for CUDA is missing.** No GPU was at hand when these were measured, and none is guessed. On
 # yours the first line measures the same as here, the second all that waits for a GPU (planned for
-# eight minutes):
+# about eight minutes):
 #
 #     segformer-lite bench --sizes 256 512 1024 --precisions fp32 bf16 --out work/speed.json
 #     python benchmarks/gpu.py
@@ -1292,8 +1299,8 @@ show.figure(fig, alt=(
 #   `macs` of this package gives the same figures with that decoder.
 # - **FPS** in Table 2 are for one picture at a time; the paper does not name the card. The released
 #   script times 200 pictures after five to warm up, their resizing included.
-# - **Table 2, Cityscapes, B0:** 125.5 G at 1024 px fits 150 classes, the smaller sides fit 19, as the cell
-#   above printed.
+# - **Table 2, Cityscapes, B0:** 125.5 G at 1024 px fits 150 classes, the smaller sides fit 19, as
+#   the cell above printed.
 # - **The decoder** is printed and released unfolded. Folding, the loss in strips and the sums in place
 #   are this package's; the function is the same.
 
@@ -1330,11 +1337,11 @@ show.figure(fig, alt=(
 # `torch.compile`, which joins calls, show the difference.
 #
 # **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
-# strips. It takes a while at the first call and again for new sizes. On the CPU of the figures above it
-# made some of the networks faster and some slower; this package's training step with eight pictures of
-# 256 px took a third longer (`speed-compiled.json` beside `speed.json`).
-# `segformer-lite bench --compile` measures it on both sides, on a GPU too; where it pays,
-# `segformer-lite train --compile default` uses it.
+# strips. It takes a while at the first call and again for new sizes. On the CPU of the figures
+# above it made some of the networks faster and some slower (`speed-compiled.json` beside
+# `speed.json`, measured at different times: a hint, no ratio). `segformer-lite bench --compile`
+# measures it on both sides, on a GPU too; where it pays, `segformer-lite train --compile default`
+# uses it.
 #
 # **`channels_last` or not?** `preprocess` hands out channels last, the layout in which tokens and maps
 # are views of each other. The weights stay as they are on a CPU; for CUDA the training loop changes

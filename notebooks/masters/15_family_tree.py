@@ -248,7 +248,7 @@ with torch.no_grad():
 print([tuple(m.shape) for m in maps])
 
 # %% [markdown]
-# ## PSPNet: tell every place about the whole
+# ## PSPNet: a pyramid of means
 #
 # **The idea.** A 3 × 3 convolution reads nine places. To know that the blue patch is sea and not
 # sky, a place needs the rest of the scene. PSPNet computes the map's mean over the whole, over 2 ×
@@ -690,8 +690,8 @@ for ax, n in zip(fig.axes, numbers):
 show.figure(fig, alt=(
     "Left, a map of 8 by 8 tokens in four numbered square windows; beside it the same map with "
     "windows shifted by two: nine pieces, large in the middle, narrow at the edges, small in the "
-    "corners. Right, two masks of 64 by 64: for each token the ones it may look at, a pattern of "
-    "short stripes near the diagonal, more broken when shifted."))
+    "corners. Right, two masks of 64 by 64, for each token the ones it may look at: two checkered "
+    "squares along the diagonal; when shifted, a small, a large and a small one."))
 
 # %% [markdown]
 # Left two: 64 tokens, each with the number of its window. Shifted, they lie in *nine* pieces
@@ -842,8 +842,9 @@ out = toy_run(layer, x)
 print("changes anything:", not torch.equal(out, layer.norm(x)))
 
 # %% [markdown]
-# **Predict, then run.** $\gamma$ is 0 and the layer changes nothing. Which of its *new* weights (the
-# norm stood there before) get a gradient in the first step of training, from the loss at the network's end?
+# **Predict, then run.** $\gamma$ is 0 and the layer changes nothing. Which of its *new* weights
+# (the norm stood there before) get a gradient in the first step of training, from the loss at the
+# network's end?
 #
 # - A. None: multiplied by 0, nothing can be learned.
 # - B. $\gamma$ alone.
@@ -1152,10 +1153,10 @@ show.figure(fig, alt=(
 #
 # All lines rise, on both sets: seven networks, two of them Transformers, find large things best,
 # and what [chapter 09](09_train_coco.ipynb) found for five kinds holds for these. And no family
-# wins: on the scenes three convolution networks lead, FCN-8s, PSPNet and DeepLabV3+, and the other
-# two, U-Net and SegNet, come last; on the chest slices U-Net leads, whose skips go up to the full
-# size, and DeepLabV3+ and SegFormer follow, which answer at 1/4. 500 steps from nothing say who
-# learns fast from little, not who ends higher.
+# wins: on the scenes FCN-8s and PSPNet lead clearly, DeepLabV3+ by no more than another seed could
+# do, and the other two convolution networks, U-Net and SegNet, come last; on the chest slices U-Net
+# leads, whose skips go up to the full size, and DeepLabV3+ and SegFormer follow, which answer at
+# 1/4. 500 steps from nothing say who learns fast from little, not who ends higher.
 
 # %% [markdown] tags=["exercise"]
 # ## Exercises
@@ -1172,7 +1173,7 @@ show.figure(fig, alt=(
 # multiply-accumulates.
 #
 # Before rolling, the token at row $y$ belongs to the window row $\lfloor (y - \mathrm{shift} + w) /
-# w \rfloor$, and so for the column. Tokens may look at each other where both agree.
+# w \rfloor$ with $w$ = `window`, and so for the column. Tokens may look at each other where both agree.
 #
 # <details><summary>Hint</summary>
 #

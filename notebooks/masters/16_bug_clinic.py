@@ -576,11 +576,11 @@ for name, function in {"healthy": reduction, "patient": patient_4}.items():
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **C.** $R$ counts tokens of the *list*; kernel and stride count tokens along *one axis*. A square of
-# side $R$ merges $R^2$. With a single key the softmax has nothing to choose: every token gets the
-# same value, and attention is a constant that is added everywhere. *Why does it work at all?*
-# The convolutions around it do the job. **Silent:** only a count gives it away. (In stage 1 of SegFormer
-# the kernel would be 64 wide, and small pictures would raise an error.)
+# **C.** $R$ counts tokens of the *list*; kernel and stride count tokens along *one axis*. A square
+# of side $R$ merges $R^2$. With a single key the softmax has nothing to choose: every token gets
+# the same value, and attention is a constant that is added everywhere. *Why does it work at all?*
+# The convolutions around it do the job. **Silent:** only a count gives it away. (In stage 1 of
+# SegFormer the kernel would be 64 wide, and small pictures would raise an error.)
 #
 # </details>
 
@@ -651,11 +651,11 @@ print(f"log(1 + 2 / e) = {math.log(1 + 2 / math.e):.3f}")
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B.** Probabilities lie between 0 and 1. Read as logits of three classes, the best possible answer
-# 0, 1, 0 has probability $e / (e + 2)$, and the loss cannot fall below $\log(1 + 2 / e)$. *Why do the
-# masks look passable?* The largest probability belongs to the largest logit. But the gradient
-# is weak: the network is never told to be sure. **It announces itself in the loss:** a floor that can be
-# computed.
+# **B.** Probabilities lie between 0 and 1. Read as logits of three classes, the best possible
+# answer 0, 1, 0 has probability $e / (e + 2)$, and the loss cannot fall below $\log(1 + 2 / e)$.
+# *Why do the masks look passable?* The largest probability belongs to the largest logit. But the
+# gradient is weak: the network is never told to be sure. **It announces itself in the loss:** a
+# floor that can be computed.
 #
 # </details>
 
@@ -894,7 +894,8 @@ print("rate at step 20 of 150: healthy", round(rate(19, 150), 4), "| patient", r
 # %% [markdown] tags=["exercise"]
 # ### Exercise 8: mend it (4 minutes)
 #
-# In general form: up in a straight line over `warmup` steps, reaching `peak` at the last of them,
+# A little better than the healthy one, whose line falls from the first step on, so that its peak is
+# never reached. Here: up in a straight line over `warmup` steps, reaching `peak` at the last of them,
 # then down in a straight line, so that 0 would be reached at step `steps`.
 #
 # <details><summary>Hint</summary>
@@ -961,7 +962,7 @@ print("the own score differs from the true one only where the evaluation itself 
 # | falling loss that stays high | tokens to map, no transpose | number the tokens |
 # | none: curve, masks and score look healthy | averaged labels | one class alone: no third one |
 # | IndexError, or an organ at the border | 255 in the loss | change logits where 255 is |
-# | a somewhat lower score, no more | $R$ where $\sqrt{R}$ belongs | count keys and weights |
+# | curve nearly healthy, one organ has lost its shape | $R$ where $\sqrt{R}$ belongs | count keys and weights |
 # | loss lies on a floor | softmax before `cross_entropy` | a sure answer costs 0 |
 # | restless loss, one-sided class weak | half a mirror | an image that is its own label |
 # | healthy loss, other score each time | no evaluation mode | ask twice |

@@ -23,6 +23,8 @@ def run_lengths(function) -> None:
         wanted, by_row = _run_lengths(mask), _run_lengths(mask.T)
         got = function(mask.copy())
         true(got is not None, "my_run_lengths: got None; is a `return` missing?")
+        true(isinstance(got, list | tuple | np.ndarray), "my_run_lengths: expected a list of numbers, got "
+             f"{type(got).__name__}")
         got = [int(n) for n in got]
         slips = {"the pixels were counted row by row, COCO counts column by column": by_row,
                  "the mask begins with a one: the first run, of zeros, has length 0 and is written": wanted[1:],

@@ -28,7 +28,7 @@ def region_score(function) -> None:
     """`function(prediction, label)`: (H, W) each -> mean over foreground regions of the share of right pixels."""
     label = torch.zeros(12, 12, dtype=torch.int64)
     label[0:2, 0:2] = 1  # small, missed
-    label[4:12, 2:12] = 2  # large, three quarters right
+    label[4:12, 2:12] = 2  # large, seven tenths right
     label[4:6, 0:2] = 1  # touches it, half right
     label[0, 6:12] = 255
     prediction = torch.zeros_like(label)
@@ -38,7 +38,7 @@ def region_score(function) -> None:
     prediction[0, 6:9] = 1
     empty = torch.zeros(5, 6, dtype=torch.int64)
     for name, p, q in (("three regions", prediction, label), ("upside down", prediction.flip(0), label.flip(0)),
-                       ("two regions", prediction[:, 2:], label[:, 2:])):
+                       ("one region", prediction[:, 2:], label[:, 2:])):
         foreground = (q > 0) & (q != 255)
         shares = {c: _shares(p == c, q == c) for c in (1, 2) if (q == c).any()}
         every = sum(shares.values(), [])
@@ -124,6 +124,9 @@ class _Drawn:
         label[9, : i] = 2
         label[5, 3:9] = 255
         return label.byte().expand(3, -1, -1), label
+
+    def read_mask(self, i: int) -> np.ndarray:
+        return self[i][1].byte().numpy()
 
 
 def _mean_iou(confusion: np.ndarray, background: bool) -> float:

@@ -34,8 +34,7 @@ def patient_dice(function) -> None:
                   _dice(predictions == c, labels == c)))
         number(function(predictions.clone(), labels.clone(), c), _dice(p, q), f"my_dice of {slices} slices", slips)
     nobody = function(torch.zeros(2, 3, 3, dtype=torch.long), torch.zeros(2, 3, 3, dtype=torch.long), 1)
-    true(math.isnan(float(nobody)), "my_dice of a patient without the organ, where none was predicted either: "
-         f"expected nan (nothing to measure), got {float(nobody):g}")
+    number(nobody, math.nan, "my_dice of a patient without the organ, where none was predicted either")
     print("my_dice: correct; one figure for one patient.")
 
 
@@ -54,10 +53,10 @@ def patient_interval(function) -> None:
         what = f"my_interval of {len(table)} patients with {len(values)} slices"
         got = function(values[order], patients[order], np.random.default_rng(1))
         true(got is not None, f"{what}: got None; is a `return` missing?")
-        true(len(got) == 2, f"{what}: expected (low, high), got {len(got)} numbers")
+        true(np.shape(got) == (2,), f"{what}: expected the pair (low, high), got {got!r}")
         low, high = map(float, got)
-        true(low < high, f"{what}: low is {low:.3f} and high {high:.3f}; was drawn without replacement, so that every "
-             "draw holds the same patients?" if low == high else f"{what}: low is above high; exchange them")
+        true(low < high, f"{what}: low is {low:.3f} and high {high:.3f}; did you draw without replacement, so that "
+             "every draw holds the same patients?" if low == high else f"{what}: low is above high; exchange them")
         wanted, slips = _interval(means), (
             ("slices were drawn, not patients: twenty neighbours are not twenty witnesses", _interval(values)),
             ("percentiles of the patients themselves: the interval of the mean is asked, so average each draw",

@@ -122,6 +122,8 @@ def erf_spread(function) -> None:
 def own_token_model(model) -> None:
     """A SegFormer whose attention lets each token see itself only: its stage 1 sees 23 x 23 px, no more."""
     true(isinstance(model, SegFormer), f"expected the network of sl.create_model, got {type(model).__name__}")
+    true(model.num_classes == 5, f"expected 5 classes, got {model.num_classes}: pass num_classes=5")
+    true(model.encoder.dims[1] == 64, 'expected a SegFormer-B0: create_model("segformer_b0", ...)')
     for number, stage in enumerate(model.encoder.stages, start=1):
         for block in stage.blocks:
             true(type(block.attention) is not EfficientSelfAttention,

@@ -21,6 +21,7 @@ def window_starts(function) -> None:
         what = f"my_starts({length}, {window}, {stride})"
         got = function(length, window, stride)
         true(got is not None, f"{what}: got None; is a `return` missing?")
+        true(np.iterable(got), f"{what}: expected a list of starts, got {got!r}")
         got, last = [int(start) for start in got], max(0, length - window)
         wanted = sorted({*range(0, last, stride), last})
         if got == wanted:
@@ -87,11 +88,10 @@ def rater_agreement(function) -> None:
         number(got, _mean(ordered), what, slips, within=1e-6)
     drawn = np.zeros((3, 1, 4, 4), int)
     drawn[0, 0, 0] = drawn[1, 0, :2] = 2
-    alone, wanted = float(function(drawn.copy(), 2)), _mean([_dice(a, b, 2) for a, b in combinations(drawn, 2)])
-    true(abs(alone - wanted) < 1e-6, f"my_agreement where one of three drew nothing: expected {wanted:.4f} (two of the "
-         f"three pairs are 0), got {alone:.4f}; a pair is left out only if neither drew the class")
-    nobody = float(function(np.zeros((2, 1, 4, 4), int), 1))
-    true(math.isnan(nobody), f"my_agreement on a class that nobody drew: expected nan, got {nobody:g}")
+    pairwise = [_dice(a, b, 2) for a, b in combinations(drawn, 2)]
+    slips = [("two of the three pairs are 0: a pair is left out only if neither drew the class", max(pairwise))]
+    number(function(drawn.copy(), 2), _mean(pairwise), "my_agreement where one of three drew nothing", slips, 1e-6)
+    number(function(np.zeros((2, 1, 4, 4), int), 1), math.nan, "my_agreement on a class that nobody drew")
     print("my_agreement: correct; that is the end of the scale.")
 
 
@@ -155,8 +155,9 @@ def _drawn(function, shape: dict, wanted: np.ndarray, slips, least: int = 3) -> 
     what = f"my_outline of a {kind} {shape['points']}"
     points = function({"shape_type": kind, "points": [list(point) for point in shape["points"]], "label": "part"})
     true(points is not None, f"{what}: got None; is a `return` missing?")
+    points = list(points) if np.iterable(points) else points
+    pairs(points, what)
     points = [tuple(map(float, point)) for point in points]
-    pairs([(round(x), round(y)) for x, y in points], what)
     drawn = _painted(points) if len(points) >= 2 else np.zeros((64, 64), bool)
     if _iou(drawn, wanted) > 0.93:
         true(len(points) >= least, f"{what}: {len(points)} points, expected at least {least}")

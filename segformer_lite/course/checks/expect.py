@@ -52,7 +52,7 @@ def pairs(got, what: str) -> list[tuple[int, int]]:
     true(got is not None, f"{what}: got None; is a `return` missing?")
     try:
         return [(int(first), int(second)) for first, second in got]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         shown = " ".join(repr(got).split())[:60]
         raise AssertionError(f"{what}: expected pairs, as in [(1, 2), (3, 4)], got {shown}") from None
 
