@@ -5,10 +5,10 @@
 
 Part 0 is training and inference beside other packages, part 1 the report's two experiments (pictures a second, idle
 time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, with CUDA graphs, part 3 part 0 compiled.
-Planned for about eight minutes on a large card, half of them the compiler's; not yet run on one: all was tried on a
-CPU with small figures. Where the package is not installed, set PYTHONPATH to the course's folder. Writes
-cuda-speed.json, report-presets.json, report-presets-compiled.json and cuda-speed-compiled.json to docs/results; what
-fails is named.
+Planned for about eight minutes on a large card, half of them the compiler's; not yet run on one: its parts were tried
+on a CPU with small figures, but for what only a GPU is asked (memory, idle time). Where the package is not installed,
+set PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json, report-presets-compiled.json and
+cuda-speed-compiled.json to docs/results; what fails is named.
 """
 
 import subprocess
@@ -32,6 +32,9 @@ PARTS = [
 def main(numbers: Sequence[str] = ()) -> int:
     if not torch.cuda.is_available():
         print("gpu.py: torch finds no CUDA GPU here; `python3 course.py doctor` says why", file=sys.stderr)
+        return 2
+    if wrong := set(numbers) - set(map(str, range(len(PARTS)))):
+        print(f"gpu.py: no part {min(wrong)!r}; there are 0 to {len(PARTS) - 1}", file=sys.stderr)
         return 2
     failed = 0
     for part in [PARTS[int(number)] for number in numbers] or PARTS:

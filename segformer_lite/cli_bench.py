@@ -98,7 +98,7 @@ def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int
     plain = {name: step(name, network, work, images, labels, dtype, None) for name, network in networks.items()}
     watched = functions if device.type == "cuda" else plain  # on a CPU nobody sees into compiled code
     peaks = {name: round(speed.peak_memory(watched[name], network, device) / 2**20)
-             for name, network in networks.items()}  # first of all: of an optimiser that has made its means, or not
+             for name, network in networks.items()}  # before `traffic` makes our optimiser's means, which belong to it
     forward = speed.flops(speed.inference(networks["segformer_lite"], preprocess(images), torch.float32))
     flops = forward * (3 if work == "training" else 1)  # of a backward pass, two forward passes' by custom
     moved = speed.traffic(plain["segformer_lite"])

@@ -255,6 +255,7 @@ def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmar
     monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd: run.append(command[1:]) or SimpleNamespace(
         returncode=len(run) == 2))
     assert gpu.main() == 1 and capsys.readouterr().out.count("FAILED") == 1
+    assert gpu.main(["0", "four"]) == 2 and "no part 'four'" in capsys.readouterr().err
     four = run.copy()
     assert gpu.main(["2", "0"]) == 0 and run[4:] == [four[2], four[0]]
     run[4:] = []
