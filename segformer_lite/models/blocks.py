@@ -8,6 +8,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def linear_map(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` of every token, (B, H, W, C) -> (B, H, W, C'); on a CPU in float32 as the 1x1 convolution that it is.
+
+    oneDNN's convolution uses all that the processor has; torch's matrix product, MKL, half of it on an AMD.
+    """
+    other = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()  # products of oneDNN, or of the compiler
+    if x.ndim != 4 or x.device.type != "cpu" or not ONEDNN or other:
+        return F.linear(x, weight, bias)
+    x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # a view, where tokens lie in order
+    return F.conv2d(x, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` for maps of tokens, (B, H, W, in_features) -> (B, H, W, out_features), by `linear_map`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_map(x, self.weight, self.bias)
+
 
 class OverlapPatchEmbed(nn.Module):
     """Cut an image (or feature map) into overlapping patches and embed each as one token.
@@ -40,12 +61,12 @@ class EfficientSelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"dim must be divisible by heads, got dim={dim} and heads={heads}")
         self.heads, self.stride = heads, stride
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
         if stride > 1:
             self.reduce = nn.Conv2d(dim, dim, kernel_size=stride, stride=stride)
             self.norm = nn.LayerNorm(dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def shorten(self, x: Tensor) -> Tensor:
         """The tokens that keys and values are made from: (B, H, W, C) -> (B, H // s, W // s, C)."""
@@ -76,9 +97,9 @@ class MixFFN(nn.Module):
     def __init__(self, dim: int, expansion: int):
         super().__init__()
         hidden = dim * expansion
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.dwconv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import EfficientSelfAttention, MixFFN, OverlapPatchEmbed, TransformerBlock
+from .blocks import EfficientSelfAttention, Linear, MixFFN, OverlapPatchEmbed, TransformerBlock, linear_map
 from .segmenter import Segmenter, require_size, upsample
 
 
@@ -110,8 +110,8 @@ class MLPDecoder(nn.Module):
 
     def __init__(self, in_channels: tuple[int, ...], dim: int, num_classes: int, dropout: float = 0.1):
         super().__init__()
-        self.linear = nn.ModuleList(nn.Linear(c, dim) for c in in_channels)
-        self.fuse = nn.Linear(len(in_channels) * dim, dim, bias=False)
+        self.linear = nn.ModuleList(Linear(c, dim) for c in in_channels)
+        self.fuse = Linear(len(in_channels) * dim, dim, bias=False)
         self.norm = nn.BatchNorm2d(dim)
         self.dropout = nn.Dropout2d(dropout, inplace=True)
         self.classify = nn.Conv2d(dim, num_classes, kernel_size=1)
@@ -123,7 +123,7 @@ class MLPDecoder(nn.Module):
         """Lines 1 to 3 of equation 4 in one: features at four scales -> (B, dim, h, w) at the finest."""
         size = features[0].shape[-2:]
         slices = self.fuse.weight.chunk(len(features), dim=1)  # of the stack F4, F3, F2, F1
-        mixed = (F.linear(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
+        mixed = (linear_map(f.permute(0, 2, 3, 1), fuse @ linear.weight, fuse @ linear.bias).permute(0, 3, 1, 2)
                  for f, linear, fuse in zip(features[::-1], self.linear[::-1], slices, strict=True))
         fused = upsample(next(mixed), size)
         for y in mixed:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import OverlapPatchEmbed
+from .blocks import Linear, OverlapPatchEmbed
 
 Padding = Literal["zeros", "circular", "reflect", "replicate"]
 REPORT_DROPOUT = 0.1  # ours: the report uses dropout and gives no rate
@@ -27,10 +27,10 @@ class StripReduction(nn.Module):
     def __init__(self, dim: int, heads: int, stride: int, dropout: float = REPORT_DROPOUT):
         super().__init__()
         self.heads, self.reduction, self.dropout = heads, stride * stride, dropout
-        self.q = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
         self.k = nn.Linear(dim * self.reduction, dim)
         self.v = nn.Linear(dim * self.reduction, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         b, h, w, c = x.shape
@@ -53,9 +53,9 @@ class FullConvFFN(nn.Module):
 
     def __init__(self, dim: int, expansion: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim)
+        self.fc1 = Linear(dim, dim)
         self.conv = nn.Conv2d(dim, dim * expansion, 3, padding=1)
-        self.fc2 = nn.Linear(dim * expansion, dim)
+        self.fc2 = Linear(dim * expansion, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -67,8 +67,8 @@ class MLPFFN(nn.Module):
 
     def __init__(self, dim: int, expansion: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, dim * expansion)
-        self.fc2 = nn.Linear(dim * expansion, dim)
+        self.fc1 = Linear(dim, dim * expansion)
+        self.fc2 = Linear(dim * expansion, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -55,12 +56,13 @@ def weights_layout(device: torch.device) -> torch.memory_format:
 
 
 @contextmanager
-def mixed_precision(device: torch.device, dtype: torch.dtype):
-    """Matrix products in `dtype`, what needs its range in float32."""
+def mixed_precision(images: Tensor, dtype: torch.dtype):
+    """Matrix products of a network on `images` (B, 3, H, W) in `dtype`, what needs its range in float32."""
     if dtype == torch.float32:
         yield
         return
-    # On a CPU, plain matrix products beat the fused attention kernel, whose backward in bf16 is slow.
-    kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, dtype), kernel:
+    # On a CPU in bf16, attention by plain matrix products beats the fused kernel while pictures are small: few keys.
+    # Of large ones it would write whole matrices of N x N / R, and take four times as long (1024 px).
+    plain = images.device.type == "cpu" and images[0, 0].numel() <= 256**2
+    with torch.autocast(images.device.type, dtype), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield

@@ -269,7 +269,7 @@ def train_step(model: nn.Module, optimizer, scaler, images: Tensor, labels: Tens
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)  # before the forward pass, which can use their memory
-    with mixed_precision(images.device, dtype):
+    with mixed_precision(images, dtype):
         logits = model(preprocess(images))
     loss = segmentation_loss(logits.float(), labels, count=count, class_weights=config.class_weights,
                              dice_weight=config.dice_weight)
