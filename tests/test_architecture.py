@@ -19,7 +19,7 @@ ALLOWED = {
     "training": {"data", "models", "evaluation", "show"},
     "course": {"data", "models", "evaluation", "analysis", "training", "show"},
 }
-BELOW = {"files", "threads"}  # below all rooms: every room but models/ may use it
+BELOW = {"files", "memory", "threads"}  # below all rooms: every room but models/ may use it
 OUTSIDE = {"models": {"torch", "torchvision", "safetensors", "huggingface_hub"}}  # what else models/ may need
 
 
