@@ -11,12 +11,12 @@ AT_MOST = 2**30  # bytes of one block, and of the free end of the heap, that are
 def keep_freed_memory() -> None:
     """Let this process keep what its tensors gave back, for the next ones; on Linux with glibc, elsewhere nothing.
 
-    Else glibc returns blocks over 32 MiB, and the free end of the heap, to the system, which hands out each page of
-    4 KiB anew, filled with zeros: tens of thousands in a training step on a CPU. It acts on the whole process, so a
-    program calls it, as our command line does, and not a library. Source: the manual page mallopt(3).
+    Else glibc returns blocks over 32 MiB, and the free end of the heap, to the system, which hands out every page anew,
+    filled with zeros. It acts on the whole process, so a program calls it, as our command line does, and not a library.
+    Source: the manual page mallopt(3), and malloc.c of glibc, which has given up the upper limit that the page names.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # a C library without it
             mallopt = ctypes.CDLL(None).mallopt
-            for threshold in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-                mallopt(threshold, AT_MOST)
+            if mallopt(MMAP_THRESHOLD, AT_MOST):  # an older glibc refuses, and its own moving threshold is better then
+                mallopt(TRIM_THRESHOLD, AT_MOST)

@@ -26,6 +26,12 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.own_cache, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def memory_as_it_was(monkeypatch):
+    """What the command line asks of the whole process would reach the tests after it."""
+    monkeypatch.setattr("segformer_lite.cli.keep_freed_memory", lambda: None)
+
+
 @pytest.fixture(scope="session")
 def realdata() -> Path:
     """The folder of real images (coco/, coco_person/, chest_ct/), which is no part of the course."""

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import segformer_lite as sl
-from segformer_lite.models import variants
+from segformer_lite.models import blocks, variants
+from segformer_lite.models.blocks import Linear
 
 
 def count(module: nn.Module) -> int:
@@ -191,6 +194,63 @@ def test_autocast_stays_close(dtype):
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         low = model(x)
     assert torch.allclose(low.float(), model(x), atol=0.1)
+
+
+def operations(function):
+    """Names of the operations of a call."""
+    class Noted(TorchDispatchMode):
+        names = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(str(func).split(".")[1])
+            return func(*args, **(kwargs or {}))
+
+    with Noted() as noted:
+        function()
+    return noted.names
+
+
+TOKENS = {  # maps as they lie in memory, (B, H, W, 24)
+    "many": lambda: torch.randn(2, 32, 32, 24), "none": lambda: torch.randn(0, 5, 7, 24),
+    "one for all": lambda: torch.randn(1, 1, 1, 24).expand(2, 5, 7, 24),
+    "in order": lambda: torch.randn(2, 5, 7, 24), "from a map": lambda: torch.randn(2, 24, 5, 7).permute(0, 2, 3, 1),
+    "every second row": lambda: torch.randn(2, 10, 7, 24)[:, ::2], "one token": lambda: torch.randn(3, 1, 1, 24),
+    "one row": lambda: torch.randn(1, 1, 7, 24), "double": lambda: torch.randn(2, 5, 7, 24).double(),
+    "a sequence": lambda: torch.randn(2, 35, 24),
+}
+
+
+@pytest.mark.parametrize("made", TOKENS)
+def test_a_linear_map_of_tokens_is_a_matrix_product_forward_and_backward(made):
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # with one, PyTorch does not take oneDNN's convolution
+    try:
+        compare_with_product(TOKENS[made]())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def compare_with_product(x):
+    layer = Linear(24, 40).to(x.dtype)
+    x.requires_grad_()
+    ours, theirs = layer(x), F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(), "attention takes views of it"
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), (x, *layer.parameters())) for y in (ours, theirs))):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not blocks.ONEDNN, reason="this PyTorch comes without oneDNN")
+def test_linear_maps_are_convolutions_on_a_cpu_in_float32_alone():
+    layer, x = Linear(24, 40), torch.randn(2, 5, 7, 24)
+    assert "convolution" in operations(lambda: layer(x)) and "addmm" not in operations(lambda: layer(x))
+    assert "convolution" not in operations(lambda: layer.double()(x.double()))
+    layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "convolution" not in operations(lambda: layer(x))
+    program = torch.export.export(layer, (x,))  # and so in ONNX, and in compiled code
+    assert not any("conv" in str(node.target) for node in program.graph.nodes)
 
 
 def test_compile_gives_the_same_numbers():

@@ -1,6 +1,10 @@
 """What training costs in operations and memory, which no machine's mood changes; and the `bench` command."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +119,38 @@ def test_traffic_and_memory_of_a_forward_pass(b0):
     forward = speed.inference(b0, torch.randn(8, 3, 256, 256), torch.float32)
     assert speed.traffic(forward) < 1.55e9, "it takes 1.50 GB"
     assert speed.peak_memory(forward, b0) < 110 * MB, "it takes 105 MB"
+
+
+GLIBC = tuple(int(number) for number in platform.libc_ver()[1].split(".")) if platform.libc_ver()[0] == "glibc" else ()
+
+
+@pytest.mark.skipif(GLIBC < (2, 36), reason="only glibc is asked, and older ones refuse")
+def test_freed_memory_is_kept():
+    script = """if True:
+        import resource, sys, torch
+        from segformer_lite.memory import keep_freed_memory
+        if sys.argv[1] == "kept":
+            keep_freed_memory()
+        x = torch.zeros(12 * 2**20)  # 48 MiB
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            x + x
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    asked = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))}
+    pages = {kind: int(subprocess.run([sys.executable, "-c", script, kind], check=True, capture_output=True, text=True,
+                                      env=asked).stdout) for kind in ("kept", "given back")}
+    assert pages["kept"] < 10 < pages["given back"], pages
+
+
+def test_every_command_but_bench_keeps_freed_memory(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append(True))
+    cli.main(["bench", "--sizes", "1"])
+    assert not asked, "bench measures what users of other packages have"
+    for number, command in enumerate(("evaluate nowhere", "train --resume nowhere", "data verify nowhere"), start=1):
+        cli.main(command.split())
+        assert len(asked) == number
 
 
 def test_turns_are_taken_one_after_the_other_and_compared_in_pairs():

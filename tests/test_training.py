@@ -14,7 +14,7 @@ import torch
 import segformer_lite as sl
 from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, losses, segmentation_loss
 from segformer_lite.training.batches import one_line_errors
-from segformer_lite.training.device import choose_device
+from segformer_lite.training.device import choose_device, mixed_precision
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
 
 
@@ -398,6 +398,14 @@ def test_settings_are_checked_in_words():
     for weights in ([1, float("nan")], [1, -1.0]):
         with pytest.raises(ValueError, match="class_weights must be finite and not negative"):
             sl.TrainConfig(class_weights=weights)
+
+
+def test_attention_on_a_cpu_in_bf16_is_fused_for_large_pictures_alone():
+    query = torch.randn(1, 2, 16, 32, dtype=torch.bfloat16, requires_grad=True)
+    for side, fused in ((256, False), (257, True)):
+        with mixed_precision(torch.empty(1, 3, side, 256), torch.bfloat16):
+            out = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+        assert ("Flash" in type(out.grad_fn).__name__) == fused, (side, out.grad_fn)
 
 
 @pytest.mark.parametrize("device", ["cuda:9", "xpu", "meta", "gpu", "mps:7"])

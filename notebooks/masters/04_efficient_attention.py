@@ -1190,9 +1190,10 @@ print(inspect.getsource(sl.EfficientSelfAttention))
 
 # %% [markdown]
 # The same steps; the softmax is left to the fused function, and `queries_keys_values` is a method of
-# its own so that `attention_map` can use it. The class of this chapter takes the weights of all four
-# stages of a real B0, `strict`, and must give the same numbers, here on the token maps of a picture
-# of 250 × 333 pixels:
+# its own so that `attention_map` can use it. (`Linear` is `nn.Linear` for maps of tokens: the same
+# function, faster on some processors, see [chapter 14](14_speed.ipynb).) The class of this chapter
+# takes the weights of all four stages of a real B0, `strict`, and must give the same numbers, here on
+# the token maps of a picture of 250 × 333 pixels:
 
 # %%
 for number, (dim, heads, stride) in enumerate(stages, start=1):

@@ -968,7 +968,8 @@ checks.leak_free(leak_free_segformer())
 print(inspect.getsource(sl.MixFFN))
 
 # %% [markdown]
-# The same four lines. And the test: the class of this chapter takes the weights of all eight
+# The same four lines. (`Linear` is `nn.Linear` for maps of tokens: the same function, faster on some
+# processors, see [chapter 14](14_speed.ipynb).) And the test: the class of this chapter takes the weights of all eight
 # Mix-FFNs of a real B0, `strict`, and must give the same numbers.
 
 # %%
@@ -978,7 +979,7 @@ for number, (stage, dim) in enumerate(zip(encoder.stages, widths), start=1):
         mine = MixFeedForward(dim, expansion=4)
         mine.load_state_dict(block.ffn.state_dict(), strict=True)
         x = torch.randn(2, 7, 10, dim)
-        torch.testing.assert_close(mine(x), block.ffn(x), rtol=0, atol=0)
+        torch.testing.assert_close(mine(x), block.ffn(x))
     print(f"stage {number}: {tuple(x.shape)} -> {tuple(block.ffn(x).shape)}, both blocks equal")
 
 # %% [markdown]

@@ -1252,10 +1252,11 @@ print(inspect.getsource(sl.models.MLPDecoder.scores))
 # `forward` is `folded` and then `scores`; `forward_unfolded` is the equation as printed and ends in
 # `scores` as well: batch norm, dropout, ReLU, `classify`. (Dropout multiplies by 0 or by a positive
 # number, so a ReLU behind it gives the same as one before it; this way round both can work in place.)
-# The rest saves memory, too: a map that has the right size already is not upsampled, the maps are made
-# one at a time, from the coarsest on, and each is added in place to the sum, for these are the largest
-# maps of the network. The class of this chapter takes the package's weights, `strict`, so that no key
-# may be missing or left over, and must give the same numbers.
+# `linear_map` is `F.linear` of every token, by the faster of two ways on some processors ([chapter
+# 14](14_speed.ipynb)). The rest saves memory, too: a map that has the right size already is not
+# upsampled, the maps are made one at a time, from the coarsest on, and each is added in place to the
+# sum, for these are the largest maps of the network. The class of this chapter takes the package's
+# weights, `strict`, so that no key may be missing or left over, and must give the same numbers.
 
 # %%
 torch.manual_seed(0)

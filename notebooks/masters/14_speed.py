@@ -48,7 +48,9 @@ from segformer_lite.analysis import macs, speed
 from segformer_lite.course import checks
 from segformer_lite.course.setup import setup
 from segformer_lite.evaluation import resize_for_model
+from segformer_lite.memory import keep_freed_memory
 from segformer_lite.models import MLPDecoder, interpolation, upsample
+from segformer_lite.models.blocks import linear_map
 from segformer_lite.show import masks
 
 session = setup()
@@ -202,7 +204,8 @@ assert sum(parts.values()) == macs(model, 256)
 
 # %% [markdown]
 # Then by *kind*. A kind of operation is the better question, for a processor knows no stages. The
-# depth-wise 3 × 3 of Mix-FFN is counted apart from the other convolutions:
+# depth-wise 3 × 3 of Mix-FFN is counted apart. The other convolutions and the linear maps of tokens
+# are one kind, for a linear map *is* a 1 × 1 convolution, and may be computed as one:
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -215,16 +218,15 @@ counts = counter.get_flop_counts()
 depthwise = sum(sum(ops.values()) for name, ops in counts.items() if name.endswith("dwconv"))
 found = {str(op): n for op, n in counts["Global"].items()}
 flops = {
-    "matrix products": sum(n for op, n in found.items() if "mm" in op),
-    "convolutions": found["aten.convolution"] - depthwise,
+    "linear, convolution": sum(n for op, n in found.items() if "mm" in op or "conv" in op) - depthwise,
     "depth-wise": depthwise,
     "attention": sum(n for op, n in found.items() if "attention" in op),
 }
 for kind, n in flops.items():
-    print(f"{kind:16s}{n / 2e6:6.0f} M MACs  {n / sum(found.values()):5.1%}")
+    print(f"{kind:20s}{n / 2e6:6.0f} M MACs  {n / sum(found.values()):5.1%}")
 
 # %% [markdown]
-# Matrix products and dense convolutions are nearly everything. Norms, GELU, upsampling and sums are
+# Linear maps and dense convolutions are nearly everything. Norms, GELU, upsampling and sums are
 # not in the list at all: by custom nobody counts them.
 #
 # **Predict, then run.** Depth-wise convolutions have 2 % of the arithmetic; norms, GELU,
@@ -239,16 +241,15 @@ for kind, n in flops.items():
 # kinds:
 
 # %%
-KINDS = {"matrix products": ("mm",), "attention": ("attention", "softmax"), "norms": ("norm",),
+KINDS = {"linear, convolution": ("mm", "conv"), "attention": ("attention", "softmax"), "norms": ("norm",),
          "GELU, ReLU": ("gelu", "relu", "clamp"), "upsampling": ("upsample",),
          "sums, copies": ("add", "copy", "clone", "cat", "contiguous", "mul", "sum")}
 
 
 def kind_of(event):
     """The kind of one line of the profiler; depth-wise means one input channel per 3 x 3 kernel."""
-    if "conv" in event.key:
-        kernels = [list(shape[1:]) for shape in event.input_shapes]
-        return "depth-wise" if [1, 3, 3] in kernels else "convolutions"
+    if "conv" in event.key and [1, 3, 3] in [list(shape[1:]) for shape in event.input_shapes]:
+        return "depth-wise"
     kinds = [kind for kind, words in KINDS.items() if any(word in event.key for word in words)]
     return kinds[0] if kinds else "the rest"
 
@@ -281,11 +282,11 @@ ax.barh(place + 0.2, list(shares.values()), 0.38, color=show.COLOURS["orange"], 
 ax.set_yticks(place, list(shares))
 ax.invert_yaxis()
 ax.legend()
-counted = ("matrix products", "convolutions", "attention")
+counted = ("linear, convolution", "attention")
 uncounted = sum(value for kind, value in shares.items() if kind not in counted)
 show.figure(fig, alt=(
     "Horizontal bars for kinds of operations, share of the arithmetic in blue and of the time in orange. "
-    "Matrix products and convolutions have nearly all the arithmetic and a smaller share of the time; depth-wise "
+    "Linear maps and convolutions have nearly all the arithmetic and a smaller share of the time; depth-wise "
     "convolutions, and all that is not counted, have a larger one. Time: "
     + ", ".join(f"{kind} {value:.0%}" for kind, value in shares.items()) + "."))
 print(f"depth-wise, norms, GELU, upsampling, sums, copies and the rest: {uncounted:.0%} of the time")
@@ -417,7 +418,7 @@ show.figure(draw_roof(points), alt=(
 # %% [markdown]
 # Left of the dotted line, in blue, or close to it, is everything that FLOPs overlook. The blue points
 # can rise to the slope and no further: at full speed they would still reach only a part of $P$. On the
-# right, near the roof, the matrix products. *How to read what lies off:*
+# right, near the roof, the linear maps. *How to read what lies off:*
 #
 # - *below the slope*: something else than memory is slow. A norm has sums over 32 numbers that wait
 #   for each other; GELU's error function is more work than our ten;
@@ -438,8 +439,8 @@ show.figure(draw_roof(points), alt=(
 # %%
 def linear_work(channels, count=2**20):
     """A Linear of `channels` to `channels` on about a million values: function, operations, bytes."""
-    x, matrix = torch.randn(count // channels, channels), torch.randn(channels, channels)
-    return (lambda: x @ matrix), 2 * count * channels, 4 * (2 * count + channels**2)
+    x, matrix = torch.randn(1, 1, count // channels, channels), torch.randn(channels, channels)
+    return (lambda: linear_map(x, matrix)), 2 * count * channels, 4 * (2 * count + channels**2)
 
 
 for channels in (4, 32, 256):
@@ -457,7 +458,7 @@ def measured(widths):
 
 widths = measured((4, 8, 16, 32, 64, 160, 256, 768))
 show.figure(draw_roof(widths, "Linear, C to C"), alt=(
-    "The same roofline with eight points for matrix products of 4 to 768 channels. They climb below the slope "
+    "The same roofline with eight points for linear maps of 4 to 768 channels. They climb below the slope "
     "as the width grows, the narrowest far below it, and level out near the roof. G operations a second: "
     + ", ".join(f"{name} {rate / 1e9:.0f}" for name, (_, rate) in widths.items()) + "."))
 
@@ -514,7 +515,9 @@ checks.arithmetic_intensity(my_intensity)
 # ## Read a profile
 #
 # Now look at the lines themselves: the five that take longest, of a forward pass and of a training
-# step. `addmm` is a matrix product with a bias, names with `backward` belong to the gradient.
+# step. `mkldnn_convolution` is a convolution by the library oneDNN, `_slow_conv2d_forward` a 1 × 1 by
+# PyTorch itself, which it takes where there is one thread; either may be a linear map, and `addmm` is
+# one as a matrix product with a bias. Names with `backward` belong to the gradient.
 
 # %% tags=["nbval-ignore-output"]
 def top_five(events, title):
@@ -536,12 +539,12 @@ plain_step = speed.plain_training_step(learner, pictures, labels, torch.float32)
 top_five(profiled(plain_step, times=1), "plain training step, two pictures of 128 px")
 
 # %% [markdown]
-# *What to look for.* Forward: the matrix products lead, and somewhere in the five stands something
-# that no FLOP count knows. The training step is written as most people write it (upsample the logits,
-# `F.cross_entropy`). Among its five you will find names that have nothing to do with the network:
-# the log-softmax of the *loss*, its backward, the upsampling's backward. And note the number of
-# entries: calls of operations, some inside others. Each costs a few millionths of a second before it
-# does anything.
+# *What to look for.* Forward: convolutions and products lead, and somewhere in the five stands
+# something that no FLOP count knows. The training step is written as most people write it (upsample
+# the logits, `F.cross_entropy`). Among its five you will find names that have nothing to do with the
+# network: the log-softmax of the *loss*, its backward, the upsampling's backward. And note the number
+# of entries: calls of operations, some inside others. Each costs a few millionths of a second before
+# it does anything.
 #
 # The line to start with is always the first one. Making the tenth line twice as fast is work for
 # nothing.
@@ -585,8 +588,8 @@ show.figure(fig, alt=(
 # **C** on Linux, where the curve has a step near 32 MiB. (Left of it the third tensor is what costs.)
 # *Why there?* PyTorch asks the C library
 # for memory. Small blocks it keeps and hands out again. A block beyond
-# `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), it never
-# keeps.
+# `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64-bit systems (manual page *mallopt*), it does not
+# keep, unless a program [asks for it](#memory-that-is-kept).
 #
 # </details>
 #
@@ -599,20 +602,21 @@ show.figure(fig, alt=(
 try:
     import resource  # Linux and macOS
 except ImportError:
-    print("this system has no such counter")
-else:
-    def faults(mib):
-        """Pages that the system had to bring for one x + y."""
-        x, y = torch.zeros(2, mib * 2**18)
-        for _ in range(3):
-            x + y
-        count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        x + y
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - count
+    resource = None
 
 
-    for mib in (16, 40):
-        print(f"{mib} MiB: {faults(mib):6,} pages, of {resource.getpagesize() // 1024} KiB each, brought anew")
+def pages_of(function):
+    """Pages that the system had to bring for one call, after three others; 0 where it does not count them."""
+    for _ in range(3):
+        function()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before if resource else 0
+
+
+for mib in (16, 40):
+    x = torch.zeros(mib * 2**18)
+    print(f"{mib} MiB: {pages_of(partial(torch.add, x, x)):6,} pages brought anew")
 
 # %% [markdown]
 # (macOS, Windows and other C libraries draw the line elsewhere or not at all; your curve is what
@@ -754,7 +758,7 @@ checks.interpolation_matrix(my_matrix)
 # %% [markdown]
 # ## What each step brought
 #
-# Three steps of this package against what one would write first. Two of them compute the same
+# Four steps of this package against what one would write first. Three of them compute the same
 # function, and that is shown *before* anything is timed: a fast wrong answer is no answer.
 
 # %%
@@ -773,15 +777,26 @@ for loss in (plain_loss, segmentation_loss):
 torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-8)
 print("loss in strips = plain loss, value and gradient")
 
+maps, hidden_layer = torch.randn(2, 64, 64, 32), block.ffn.fc1
+with torch.inference_mode():
+    torch.testing.assert_close(hidden_layer(maps), F.linear(maps, hidden_layer.weight, hidden_layer.bias))
+print("linear map of tokens = matrix product:", tuple(hidden_layer(maps).shape))
+
 # %% [markdown]
-# The third step, attention with $R = 64$ in stage 1, is *not* the same function as attention to all
+# The last of these is the smallest trick of all. A linear map of every token is a 1 × 1 convolution, and in
+# `preprocess`'s layout, channels last, turning one into the other costs nothing. Yet PyTorch hands
+# them to different libraries: on an x86 processor `F.linear` in float32 goes to MKL, a convolution on
+# several threads to oneDNN. Which is faster is a question to the processor, and the cell below asks
+# yours.
+
+# %% [markdown]
+# The fourth step, attention with $R = 64$ in stage 1, is *not* the same function as attention to all
 # tokens: it is the paper's idea, and [chapter 04](04_efficient_attention.ipynb) shows what it
 # merges.
 
 # %%
 reduced = block.attention  # stride 8: R = 64
 full = sl.EfficientSelfAttention(32, heads=1, stride=1).eval()
-maps = torch.randn(2, 64, 64, 32)
 
 
 def learn(loss):
@@ -795,12 +810,14 @@ STEPS = {  # name: (module, before, after)
     "decoder: as printed, folded": (model, lambda: model.decoder.forward_unfolded(features),
                                     lambda: model.decoder(features)),
     "loss: plain, in strips": (nn.Identity(), learn(plain_loss), learn(segmentation_loss)),
+    "linear: product, 1 x 1": (block, lambda: F.linear(maps, hidden_layer.weight, hidden_layer.bias),
+                               lambda: hidden_layer(maps)),
     "attention: R = 1, R = 64": (block, lambda: full(maps), lambda: reduced(maps)),
 }
 
 # %% [markdown]
-# Peak memory first. `speed.peak_memory` follows every tensor until it dies; it is no clock, so it
-# says the same on every machine:
+# Peak memory first, of the two steps that were made to save it. `speed.peak_memory` follows every
+# tensor until it dies; it is no clock, so it says the same on every machine:
 
 # %%
 for name, (part, before, after) in list(STEPS.items())[:2]:
@@ -831,7 +848,9 @@ assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strip
 # 5.6 times fewer MACs at 512 px, about five at the 256 px of this cell. The clock gives less than
 # that, because the sums and upsamplings, which no MAC counts, are still there. The second bar saves no
 # arithmetic at all, it does *more* (a matrix has many zeros to multiply with), and is faster by moving
-# less. The third is the paper's: each query meets 64 times fewer keys, and projections and the strided
+# less. The third depends on the processor more than any other. It is 1 where there is one thread (as
+# when these pages were made), or a PyTorch without oneDNN: then the same library computes both. The
+# fourth is the paper's: each query meets 64 times fewer keys, and projections and the strided
 # convolution leave a part of that factor.
 #
 # These are factors of *parts*. A part with a tenth of the time, made infinitely fast, gives 11 %
@@ -883,7 +902,7 @@ class FrozenDecoder(nn.Module):
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         # SOLUTION
         size, biases = features[0].shape[-2:], (self.bias, None, None, None)
-        mixed = [F.linear(f.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
+        mixed = [linear_map(f.permute(0, 2, 3, 1), matrix, bias).permute(0, 3, 1, 2)
                  for f, matrix, bias in zip(features, self.matrices, biases)]
         fused = mixed[0] + sum(upsample(y, size) for y in mixed[1:])
         return self.classify(F.relu(fused))
@@ -1228,7 +1247,39 @@ for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
 # %% [markdown]
 # *What to expect.* For one small picture the runtime gains most: it plans all memory beforehand, and
 # joins neighbouring operations into one that goes to memory once. Both are advice from this chapter,
-# taken by a program. For a large batch the matrix products decide, and those are good in both.
+# taken by a program. For a large batch the linear maps decide, and both do those well.
+
+# %% [markdown]
+# ## Memory that is kept
+#
+# Back to the pages of [new tensors](#what-a-new-tensor-costs). On Linux with glibc, a program may ask
+# that freed memory be kept for its next tensors: `keep_freed_memory` raises two of glibc's thresholds
+# to a gigabyte, from which size on a block goes straight back to the system, and how much free memory
+# at the end of the heap does. That holds for the whole process and is not taken back. So for once
+# there are no turns: first a forward pass of eight pictures as it was, then the same again, kept. The
+# pages brought for one pass are counted, too; a count has no mood.
+
+# %% tags=["nbval-ignore-output"]
+eight = speed.inference(model, sl.preprocess(torch.randint(0, 256, (8, 3, 256, 256), dtype=torch.uint8)),
+                        torch.float32)
+seconds, pages = {}, {}
+for name in ("given back", "kept"):
+    if name == "kept":
+        keep_freed_memory()
+    seconds |= speed.take_turns({name: eight}, TURNS).seconds
+    pages[name] = pages_of(eight)
+    print(f"memory {name}: {pages[name]:,} pages brought anew in one pass")
+table = {name: [1e3 * s for s in values] for name, values in seconds.items()}
+show.figure(show.curves.bars(table, "ms for eight pictures of 256 px; a dot for each turn"), alt=(
+    "Two horizontal bars, milliseconds of a forward pass of eight pictures, with a dot for each turn: "
+    + ", ".join(f"memory {name} {np.median(values):.0f}" for name, values in table.items()) + "."))
+
+# %% [markdown]
+# *What to look for.* On Linux the pages are gone and the second bar is the shorter one; by how much
+# depends on what a page costs there. Elsewhere both are alike. The price is that the process stays as
+# large as it ever was, or a little larger. So a *program* decides this, no library: every command of
+# `segformer-lite` but `bench` does, and a script of your own may, in one line at its head. (Restart the
+# kernel before you run the cells of new tensors again: their step is gone now.)
 
 # %% [markdown]
 # ## Beside others
@@ -1243,7 +1294,8 @@ for path in sorted(RESULTS.glob("speed*.json"), key=lambda path: path.stem):
     record = json.loads(path.read_text(encoding="utf-8"))
     for row in record["rows"]:
         name = f"{record['variant'].upper()} {row['precision']} {row['size']} px x {row['batch']}"
-        rows[row["work"], name + (" compiled" if row["compiled"] else "")] = row
+        name += " compiled" if row["compiled"] else " kept" if path.stem.endswith("kept") else ""
+        rows[row["work"], name] = row
 print(f"{record['device']}, {record['threads']} threads, {len(rows)} cases;",
       ", ".join(f"{package} {version}" for package, version in record["versions"].items()))
 shares = {key: row["peak_mb"]["segformer_lite"] / row["peak_mb"]["transformers"]
@@ -1278,6 +1330,9 @@ show.figure(fig, alt=(
 # be equally fast. Orange is bf16. Training sets two whole *steps* beside each other, each with its
 # package's own loss. What a ratio does not say: that `transformers` is badly made. It is written for
 # hundreds of networks and keeps the decoder as printed, which is what most readers of the paper want.
+# In the cases named *kept* both sides keep what they free. Compare their dots with those of the same
+# name without it: the difference is memory brought anew, of which theirs needs more. `bench` itself
+# does not ask for it, as the users of other packages do not.
 #
 # Above the picture the best and the worst case of peak memory, and where each case lies under its
 # machine's roofline: operations against the product's rate, and bytes that the operations read and
@@ -1301,8 +1356,9 @@ show.figure(fig, alt=(
 #   script times 200 pictures after five to warm up, their resizing included.
 # - **Table 2, Cityscapes, B0:** 125.5 G at 1024 px fits 150 classes, the smaller sides fit 19, as
 #   the cell above printed.
-# - **The decoder** is printed and released unfolded. Folding, the loss in strips and the sums in place
-#   are this package's; the function is the same.
+# - **The decoder** is printed and released unfolded. Folding, the loss in strips, the sums in place, and
+#   convolutions in place of linear maps (the released decoder fuses by one, too) are this package's;
+#   the function is the same.
 
 # %% [markdown]
 # ## Pitfalls
@@ -1322,7 +1378,8 @@ show.figure(fig, alt=(
 # - In turns, ratios, medians with their spread.
 # - Time is the larger of arithmetic and bytes. B0 is narrow, and much of it lies left of the ridge.
 # - Fewer bytes beat fewer FLOPs: strips that stay in the cache, sums in place, maps at low resolution.
-# - New large tensors cost pages; on Linux from 32 MiB on.
+# - New large tensors cost pages; on Linux from 32 MiB on, unless the program keeps what it freed.
+# - The same product takes another time in another library. Ask your processor.
 # - bf16 changes pixels on borders only; a smaller input loses the small classes first.
 # - ONNX: free sizes, checked at sizes that were not exported, preprocessing outside.
 
@@ -1336,12 +1393,12 @@ show.figure(fig, alt=(
 # hundred calls, each launched from Python, take their time whatever is in them. Larger batches, or
 # `torch.compile`, which joins calls, show the difference.
 #
-# **Does `torch.compile` help?** Measure: it joins small operations, and knows nothing of folding or
-# strips. It takes a while at the first call and again for new sizes. On the CPU of the figures
-# above it made some of the networks faster and some slower (`speed-compiled.json` beside
-# `speed.json`, measured at different times: a hint, no ratio). `segformer-lite bench --compile`
-# measures it on both sides, on a GPU too; where it pays, `segformer-lite train --compile default`
-# uses it.
+# **Does `torch.compile` help?** Measure: it joins small operations, knows nothing of folding or
+# strips, and gets linear maps as products again. It takes a while at the first call and again for new
+# sizes. On the CPU of the figures above it made some of the networks faster and some slower
+# (`speed-compiled.json` beside `speed.json`, measured at different times: a hint, no ratio).
+# `segformer-lite bench --compile` measures it on both sides, on a GPU too; where it pays,
+# `segformer-lite train --compile default` uses it.
 #
 # **`channels_last` or not?** `preprocess` hands out channels last, the layout in which tokens and maps
 # are views of each other. The weights stay as they are on a CPU; for CUDA the training loop changes

@@ -1,5 +1,6 @@
 """Where a network is trained, and in which precision."""
 
+import math
 import os
 from contextlib import contextmanager, nullcontext
 
@@ -61,8 +62,8 @@ def mixed_precision(images: Tensor, dtype: torch.dtype):
     if dtype == torch.float32:
         yield
         return
-    # On a CPU in bf16, attention by plain matrix products beats the fused kernel while pictures are small: few keys.
-    # Of large ones it would write whole matrices of N x N / R, and take four times as long (1024 px).
-    plain = images.device.type == "cpu" and images[0, 0].numel() <= 256**2
+    # On a CPU the fused attention kernel's backward in bf16 is slow for short sequences: plain matrix products win up
+    # to 256 px a side. Of larger pictures they write whole matrices, N x N / R: at 1024 px a step takes twice as long.
+    plain = images.device.type == "cpu" and math.prod(images.shape[-2:]) <= 256**2
     with torch.autocast(images.device.type, dtype), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield
