@@ -112,6 +112,11 @@ def test_speed_is_that_of_the_files():
                      r"a forward pass of one picture of 512 px takes 1/([\d.]+)", text)
     assert [float(said[1]), float(said[3]), float(said[5])] == pytest.approx(times, abs=0.05)
     assert [float(said[2]), float(said[4])] == pytest.approx(memory, abs=0.006)
+    kept = json.loads((ROOT / "docs" / "results" / "speed-kept.json").read_text(encoding="utf-8"))["rows"]
+    cases = {(row["work"], row["size"], row["batch"]): median(row["times_faster_than"]["transformers"]) for row in kept}
+    said = re.search(r"keep what they free, 1/([\d.]+) in float32, and 1/([\d.]+) for the picture", text)
+    assert [float(x) for x in said.groups()] == pytest.approx([cases["training", 256, 8], cases["inference", 512, 1]],
+                                                              abs=0.05)
 
 
 # Links

@@ -615,8 +615,8 @@ def pages_of(function):
 
 
 for mib in (16, 40):
-    x = torch.zeros(mib * 2**18)
-    print(f"{mib} MiB: {pages_of(partial(torch.add, x, x)):6,} pages brought anew")
+    x, y = torch.zeros(2, mib * 2**18)
+    print(f"{mib} MiB: {pages_of(partial(torch.add, x, y)):6,} pages brought anew")
 
 # %% [markdown]
 # (macOS, Windows and other C libraries draw the line elsewhere or not at all; your curve is what
