@@ -114,7 +114,7 @@ def test_speed_is_that_of_the_files():
     assert [float(said[2]), float(said[4])] == pytest.approx(memory, abs=0.006)
     kept = json.loads((ROOT / "docs" / "results" / "speed-kept.json").read_text(encoding="utf-8"))["rows"]
     cases = {(row["work"], row["size"], row["batch"]): median(row["times_faster_than"]["transformers"]) for row in kept}
-    said = re.search(r"keep what they free, 1/([\d.]+) in float32, and 1/([\d.]+) for the picture", text)
+    said = re.search(r"keep what they free, the float32 step takes 1/([\d.]+) and the one picture 1/([\d.]+)", text)
     assert [float(x) for x in said.groups()] == pytest.approx([cases["training", 256, 8], cases["inference", 512, 1]],
                                                               abs=0.05)
 

@@ -125,7 +125,7 @@ def peak_memory(function: Callable[[], object], model: nn.Module, device: torch.
 def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """What the machine reaches here and now: (operations a second of a large matrix product, bytes a second copied).
 
-    The product is made as our networks make theirs, by `linear_map`: on some processors `@` is half as fast.
+    The product is made as our networks make theirs, by `linear_map`: on some processors `@` is slower.
     """
     side, size = (2048, 2**26) if device.type == "cpu" else (8192, 2**30)  # a GPU is done with less before it began
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))

@@ -63,7 +63,7 @@ def mixed_precision(images: Tensor, dtype: torch.dtype):
         yield
         return
     # On a CPU the fused attention kernel's backward in bf16 is slow for short sequences: plain matrix products win up
-    # to 256 px a side. Of larger pictures they write whole matrices, N x N / R: at 1024 px a step takes twice as long.
+    # to 256 px a side. Of larger pictures they write whole matrices, N x N / R, and the fused kernel wins.
     plain = images.device.type == "cpu" and math.prod(images.shape[-2:]) <= 256**2
     with torch.autocast(images.device.type, dtype), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield
