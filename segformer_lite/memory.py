@@ -12,7 +12,8 @@ def keep_freed_memory() -> None:
     """Let this process keep what its tensors gave back, for the next ones; on Linux with glibc, elsewhere nothing.
 
     Else glibc returns blocks over 32 MiB, and the free end of the heap, to the system, which hands out every page anew,
-    filled with zeros. It acts on the whole process, so a program calls it, as our command line does, and not a library.
+    filled with zeros. For the first rounds of the same work the heap may still grow a little. It acts on the whole
+    process, so a program calls it, as our command line does, and not a library.
     Source: the manual page mallopt(3), and malloc.c of glibc, which has given up the upper limit that the page names.
     """
     if sys.platform == "linux":

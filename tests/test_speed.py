@@ -132,7 +132,7 @@ def test_freed_memory_is_kept():
         if sys.argv[1] == "kept":
             keep_freed_memory()
         x = torch.zeros(12 * 2**20)  # 48 MiB
-        for _ in range(3):
+        for _ in range(12):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             x + x
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -144,8 +144,9 @@ def test_freed_memory_is_kept():
                                   env=asked).stdout)
 
     assert pages("given back") > 10
-    # Not in every process: of eight, two brought all pages anew, and why is not known yet.
-    assert any(pages("kept") < 10 for _ in range(8))
+    # Not from the second sum on: an aligned block asks for a little more than it holds, so one given back is too short
+    # for the same again while a small block lies behind it. After two of these the heap grows no more.
+    assert pages("kept") < 10
 
 
 def test_every_command_but_bench_keeps_freed_memory(monkeypatch, capsys):
