@@ -220,15 +220,18 @@ TOKENS = {  # maps as they lie in memory, (B, H, W, 24)
 }
 
 
-@pytest.mark.parametrize("made", TOKENS)
-def test_a_linear_map_of_tokens_is_a_matrix_product_forward_and_backward(made):
-    torch.manual_seed(0)
+@pytest.fixture
+def two_threads():  # with one, PyTorch does not take oneDNN's convolution, and we the product
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # with one, PyTorch does not take oneDNN's convolution
-    try:
-        compare_with_product(TOKENS[made]())
-    finally:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("made", TOKENS)
+def test_a_linear_map_of_tokens_is_a_matrix_product_forward_and_backward(made, two_threads):
+    torch.manual_seed(0)
+    compare_with_product(TOKENS[made]())
 
 
 def compare_with_product(x):
@@ -242,9 +245,12 @@ def compare_with_product(x):
 
 
 @pytest.mark.skipif(not blocks.ONEDNN, reason="this PyTorch comes without oneDNN")
-def test_linear_maps_are_convolutions_on_a_cpu_in_float32_alone():
+def test_linear_maps_are_convolutions_on_a_cpu_in_float32_alone(two_threads):
     layer, x = Linear(24, 40), torch.randn(2, 5, 7, 24)
     assert "convolution" in operations(lambda: layer(x)) and "addmm" not in operations(lambda: layer(x))
+    torch.set_num_threads(1)
+    assert "convolution" not in operations(lambda: layer(x))
+    torch.set_num_threads(2)
     assert "convolution" not in operations(lambda: layer.double()(x.double()))
     layer.float()
     with torch.autocast("cpu", torch.bfloat16):

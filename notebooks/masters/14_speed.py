@@ -412,8 +412,8 @@ def draw_roof(points, title=""):
 left = [name for name, (intensity, _) in points.items() if intensity < ridge]
 show.figure(draw_roof(points), alt=(
     "A roofline: a slope that rises with the operations per byte and ends in a flat roof at the ridge, "
-    f"{ridge:.1f} operations per byte. Left of the ridge lie {', '.join(left)}, the others right of it. G operations a "
-    "second: " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, (_, rate) in points.items()) + "."))
+    f"{ridge:.1f} operations per byte. Left of the ridge lie {', '.join(left)}, the others right of it. "
+    "G operations a second: " + ", ".join(f"{name} {rate / 1e9:.1f}" for name, (_, rate) in points.items()) + "."))
 
 # %% [markdown]
 # Left of the dotted line, in blue, or close to it, is everything that FLOPs overlook. The blue points
@@ -515,9 +515,10 @@ checks.arithmetic_intensity(my_intensity)
 # ## Read a profile
 #
 # Now look at the lines themselves: the five that take longest, of a forward pass and of a training
-# step. `mkldnn_convolution` is a convolution by the library oneDNN, `_slow_conv2d_forward` a 1 × 1 by
-# PyTorch itself, which it takes where there is one thread; either may be a linear map, and `addmm` is
-# one as a matrix product with a bias. Names with `backward` belong to the gradient.
+# step. `mkldnn_convolution` is a convolution by the library oneDNN, `_slow_conv2d_forward` one by
+# PyTorch itself, for small maps. `addmm` is a matrix product with a bias, so a linear map; with several
+# threads the convolutions are linear maps, too ([why](#what-each-step-brought)). Names with `backward`
+# belong to the gradient.
 
 # %% tags=["nbval-ignore-output"]
 def top_five(events, title):
@@ -578,8 +579,8 @@ ax.errorbar(SIZES, middle, [middle - low, high - middle], fmt="o-", ms=4, capsiz
 ax.axvline(32, color=show.COLOURS["grey"], ls=":", lw=1)
 ax.set(xlabel="size of each tensor, MiB", ylabel="times longer than in place", ylim=(0, None))
 show.figure(fig, alt=(
-    "How many times longer a sum into a new tensor takes than one in place, against the size of the tensor, with a "
-    "dotted line at 32 MiB: " + ", ".join(f"{mib} MiB {m:.1f}" for mib, m in zip(SIZES, middle)) + "."))
+    "How many times longer a sum into a new tensor takes than one in place, against the size of the tensor, "
+    "with a dotted line at 32 MiB: " + ", ".join(f"{mib} MiB {m:.1f}" for mib, m in zip(SIZES, middle)) + "."))
 
 # %% [markdown]
 # <details>
@@ -619,10 +620,11 @@ for mib in (16, 40):
     print(f"{mib} MiB: {pages_of(partial(torch.add, x, y)):6,} pages brought anew")
 
 # %% [markdown]
-# (macOS, Windows and other C libraries draw the line elsewhere or not at all; your curve is what
-# counts. A GPU has an allocator of PyTorch's own that keeps what it got.) So a large tensor is
-# expensive just by being *new*. In the network's decoder the sums of the four levels are written
-# `fused += y` for this reason, the largest maps of all.
+# (A single large size may fall back to the left's level: there the library happened to hold a free
+# block that was large enough. macOS, Windows and other C libraries draw the line elsewhere or not at
+# all; your curve is what counts. A GPU has an allocator of PyTorch's own that keeps what it got.) So a
+# large tensor is expensive just by being *new*. In the network's decoder the sums of the four levels
+# are written `fused += y` for this reason, the largest maps of all.
 
 # %% [markdown]
 # ## A loss in strips
@@ -836,8 +838,8 @@ for name, (_, before, after) in STEPS.items():
 fig = show.curves.bars(table, "times as fast; a dot for each turn")
 fig.axes[0].axvline(1, color="#333333", ls="--", lw=1)
 show.figure(fig, alt=(
-    "Horizontal bars, how many times as fast each step made its part, with a dot for each turn and a dashed line at "
-    "1: " + ", ".join(f"{name} {np.median(values):.1f}" for name, values in table.items()) + "."))
+    "Horizontal bars, how many times as fast each step made its part, with a dot for each turn and a dashed "
+    "line at 1: " + ", ".join(f"{name} {np.median(values):.1f}" for name, values in table.items()) + "."))
 
 # %%
 assert session.quick or np.median(table["decoder: as printed, folded"]) > 1.5, "folding must pay"
@@ -849,7 +851,7 @@ assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strip
 # that, because the sums and upsamplings, which no MAC counts, are still there. The second bar saves no
 # arithmetic at all, it does *more* (a matrix has many zeros to multiply with), and is faster by moving
 # less. The third depends on the processor more than any other. It is 1 where there is one thread (as
-# when these pages were made), or a PyTorch without oneDNN: then the same library computes both. The
+# when these pages were made), or a PyTorch without oneDNN: there `linear_map` takes the product. The
 # fourth is the paper's: each query meets 64 times fewer keys, and projections and the strided
 # convolution leave a part of that factor.
 #
@@ -998,8 +1000,9 @@ fig = show.grid([shown[one], masks.colourise(found, slices.palette), first - sec
                 ["slice", "classes, float32", "lead of the winner", "changed by bf16"], cell=1.7)
 masks.legend(fig, [found], slices.classes, slices.palette)
 show.figure(fig, colours=128, alt=(
-    "A drawn chest slice, its organs in colour, the lead of the winning class over the second, dark along borders, and "
-    f"the pixels whose class changes in bf16: {int(changed[one].sum())} of {changed[one].numel():,}, on such borders."))
+    "A drawn chest slice, its organs in colour, the lead of the winning class over the second, dark along "
+    f"borders, and the pixels whose class changes in bf16: {int(changed[one].sum())} of "
+    f"{changed[one].numel():,}, on such borders."))
 
 # %% [markdown]
 # <details>
@@ -1061,8 +1064,9 @@ single = {side: speed.inference(network, torch.randn(1, 3, side, side), torch.fl
 timing = speed.take_turns(single, TURNS)
 for side in SIDES:
     memory = speed.peak_memory(single[side], network) / 2**20
-    print(f"{side:4d} px: mIoU {reports[side].miou:.2f}   {timing.ratio(SIDES[-1], side)[1]:4.1f} times as fast "
-          f"as {SIDES[-1]} px   peak memory {memory:5.1f} MiB")
+    faster = timing.ratio(SIDES[-1], side)[1]
+    print(f"{side:4d} px: mIoU {reports[side].miou:.2f}   {faster:4.1f} times as fast as {SIDES[-1]} px   "
+          f"peak memory {memory:5.1f} MiB")
 print(f"from 128 to 64 px: {timing.ratio(128, 64)[1]:.1f} times as fast")
 
 # %% tags=["nbval-ignore-output"]
@@ -1073,15 +1077,16 @@ for side in SIDES:
     axes[0].annotate(f"{side}", (1e3 * timing.median(side), reports[side].miou), xytext=(4, -10),
                      textcoords="offset points", fontsize=8)
 axes[0].set(title="mIoU against time, one picture", xlabel="ms", ylabel="mIoU", xlim=(0, None), ylim=(0, 1))
-for name, style in zip(("lung", "heart", "trachea"), ("o-", "s--", "^:")):
+organs = ("lung", "heart", "trachea")
+for name, style in zip(organs, ("o-", "s--", "^:")):
     axes[1].plot(SIDES, [reports[side].per_class[name]["iou"] for side in SIDES], style, label=name)
 axes[1].set(title="IoU of each organ", xlabel="side of the input, px", ylim=(0, 1))
 axes[1].legend(fontsize=8)
 show.figure(fig, alt=(
     "Left, mIoU against the milliseconds of one picture, a point for each side of the input: "
     + ", ".join(f"{side} px {reports[side].miou:.2f}" for side in SIDES) + ". Right, the IoU of each organ "
-    f"against the side; at {SIDES[0]} px " + ", ".join(
-        f"{name} {reports[SIDES[0]].per_class[name]['iou']:.2f}" for name in ("lung", "heart", "trachea")) + "."))
+    f"against the side; at {SIDES[0]} px "
+    + ", ".join(f"{name} {reports[SIDES[0]].per_class[name]['iou']:.2f}" for name in organs) + "."))
 
 # %% [markdown]
 # <details>
@@ -1321,8 +1326,8 @@ for ax, task in zip(axes, ("inference", "training")):
 medians = [f"{task} {name} {row['times_faster_than']['transformers'][1]:.1f}"
            for (task, name), row in rows.items()]
 show.figure(fig, alt=(
-    "For inference and training, a dot for each case, how many times as fast this package is as transformers, with "
-    "the quartiles as a bar and a dashed line at 1: " + ", ".join(medians) + "."))
+    "For inference and training, a dot for each case, how many times as fast this package is as "
+    "transformers, with the quartiles as a bar and a dashed line at 1: " + ", ".join(medians) + "."))
 
 # %% [markdown]
 # How to read a dot: the same weights in both networks, the same precision, a turn each; the dot is

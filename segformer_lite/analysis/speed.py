@@ -57,8 +57,8 @@ def take_turns(work: Mapping[str, Callable[[], object]], turns: int = 7, device:
         return time.perf_counter() - began
 
     for function in work.values():
-        calls, until = 0, time.perf_counter() + (0.5 if on_gpu else 0)  # a GPU that was idle runs slower at first
-        while calls < (3 if on_gpu else 1) or time.perf_counter() < until:  # CUDA graphs are made in calls 2 and 3
+        calls, until = 0, time.perf_counter() + (0.5 if on_gpu else 0)  # an idle GPU is slower at first
+        while calls < (3 if on_gpu else 1) or time.perf_counter() < until:  # calls 2 and 3 make CUDA graphs
             seconds(function)
             calls += 1
     times: dict[str, list[float]] = {name: [] for name in work}

@@ -14,11 +14,12 @@ ONEDNN = torch.backends.mkldnn.is_available()
 def linear_map(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of every token, (B, H, W, C) -> (B, H, W, C'); on a CPU in float32 as the 1x1 convolution that it is.
 
-    The same function, rounded differently, and on several threads of an AMD processor the faster way: PyTorch hands
-    convolutions to oneDNN, and products in float32 to MKL. Chapter 14 measures both.
+    The same function, rounded differently, and on an AMD processor the faster way: PyTorch hands convolutions to
+    oneDNN, if there are several threads, and products in float32 to MKL. Chapter 14 measures both.
     """
     other = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()  # products of oneDNN; the compiler's own
-    if x.ndim != 4 or x.dtype != torch.float32 or x.device.type != "cpu" or not ONEDNN or other:
+    tokens_on_cpu = x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+    if other or not tokens_on_cpu or not ONEDNN or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
     x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # a view, where tokens lie in order
     return F.conv2d(x, weight[:, :, None, None], bias).permute(0, 2, 3, 1)

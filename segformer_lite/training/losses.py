@@ -48,10 +48,11 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
         total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-        values = UpsampledCrossEntropy.PART * (1 if logits.device.type == "cpu" else UpsampledCrossEntropy.GPU)
+        device = logits.device.type
+        values = UpsampledCrossEntropy.PART * (1 if device == "cpu" else UpsampledCrossEntropy.GPU)
         for where, matrices, label in strips(logits, labels, values):
             part = logits[where].detach().requires_grad_()
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(device, enabled=False):
                 loss = F.cross_entropy(*pixels(part, matrices, label), weights, ignore_index=ignore_index,
                                        reduction="sum")
             total += loss.detach()
