@@ -8,26 +8,34 @@
 Synthetic pictures of full size, a third of them upright: random pixels cost what real ones cost, once they are packed
 (`data pack`). A step is the run's own: pinned canvases go to the GPU, are augmented there (on a CPU: before), forward,
 loss, backward, AdamW. Loading is not in it, workers do that meanwhile: benchmarks/data_rates.py measures it. Nor are
-validations. Writes report-presets.json to docs/results, compiled report-presets-compiled.json, after each row.
+validations. Beside the hours stand two floors, what the machine's product and its copy would need for the same work,
+and the operations that took longest. Writes report-presets.json to docs/results, compiled report-presets-compiled.json,
+after each row, and at the end a picture of the floors and the profile of each preset's first network.
 """
 
 import argparse
 import gc
 import math
 import platform
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
-from record import RESULTS, write
+from matplotlib.figure import Figure
+from record import RESULTS, save, write
 from torchvision import tv_tensors
 
 import segformer_lite as sl
+from segformer_lite.analysis import macs, speed
 from segformer_lite.data import BatchAugmentation, augmentation
 from segformer_lite.data.batch_transforms import chances, on_canvas
+from segformer_lite.show import COLOURS
 from segformer_lite.training.batches import augments, mix
 from segformer_lite.training.config import COMPILE_MODES
 from segformer_lite.training.device import choose_device, choose_precision, weights_layout
@@ -79,41 +87,52 @@ def batches(source: list, config: sl.TrainConfig, steps: int, device: torch.devi
 
 
 def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace, device: torch.device) -> dict:
-    """Pictures a second, peak memory, idle time and the projected hours of one network under one preset."""
+    """Pictures a second, memory, the projected hours and their floors, idle time, profile of one network and preset."""
     count, classes, aspect = PRESETS[preset]
     config, steps = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size), args.steps
     torch.manual_seed(0)
     model = sl.create_model(network, classes).to(device, memory_format=weights_layout(device))
-    optimizer = sl.training.make_optimizer(model, config.lr)
-    if args.compile:
-        torch.compiler.reset()  # else it makes code for any size, once it has seen two
-        model = torch.compile(model, mode=args.compile)
+    runs, optimizer = model, sl.training.make_optimizer(model, config.lr)
     dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()  # what is left of the row before is none of this one's
-        torch.cuda.reset_peak_memory_stats(device)
     source = loaded(synthetic(args.pictures, classes, config.short_side, aspect), config, device)
 
     def train(steps: int) -> None:
         for images, labels in batches(source, config, steps, device):
-            train_step(model, optimizer, scaler, images, labels, 1.0, config, dtype)
+            train_step(runs, optimizer, scaler, images, labels, 1.0, config, dtype)
         wait(device)
 
+    operations, copied = ceilings(device, dtype)
+    floors = {"product": 6 * macs(model, config.size) / operations,  # two each; a backward pass is two forward
+              "copy": speed.traffic(lambda: train(1)) / batch_size / copied}  # now: nobody sees into compiled code
+    if args.compile:
+        torch.compiler.reset()  # else it makes code for any size, once it has seen two
+        runs = torch.compile(model, mode=args.compile)
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what is left of the row before is none of this one's
+        torch.cuda.reset_peak_memory_stats(device)
     train(max(4, steps // 4))  # to warm up
     began = time.perf_counter()
     train(steps)
     rate = steps * batch_size / (time.perf_counter() - began)
+    hours = count * config.epochs / 3600  # of a second a picture
     row = {"preset": preset, "network": network, "compiled": args.compile, "size": config.size,
-           "batch_size": batch_size, "pictures_per_second": round(rate, 1),
-           "hours": round(count * config.epochs / rate / 3600, 3)}
+           "batch_size": batch_size, "pictures_per_second": round(rate, 1), "hours": round(hours / rate, 3),
+           "hours_at_least": {name: round(hours * seconds, 4) for name, seconds in floors.items()}}
+    watched = min(10, steps)
+    worked, slowest = profiled(lambda: train(watched), device)
     if device.type == "cuda":  # reserved counts what CUDA graphs keep for themselves, too
         used = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         row |= {key: round(size / 2**30, 2) for key, size in zip(("peak_gb", "reserved_gb"), used, strict=True)}
-        worked = busy(lambda: train(10)) / 10
-        row["gpu_idle"] = round(max(0.0, 1 - worked * rate / batch_size), 4) if worked else None
-    return row
+        row["gpu_idle"] = round(max(0.0, 1 - worked / watched * rate / batch_size), 4) if worked else None
+    return row | {"slowest": slowest}
+
+
+@cache
+def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Operations a second of a large product, and bytes a second copied, by this device."""
+    return speed.ceilings(device, dtype)
 
 
 def wait(device: torch.device) -> None:
@@ -122,16 +141,22 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def busy(work: Callable[[], None]) -> float:
-    """Seconds of some work in which the GPU had a kernel to run; 0 where the profiler has seen none.
+def profiled(work: Callable[[], None], device: torch.device) -> tuple[float, dict[str, float]]:
+    """Seconds in which the device had an operation to run, 0 where the profiler saw none, and the eight that lead.
 
-    Of the work under the profiler no other time is asked: watching slows the CPU down, not the kernels.
+    These by name, as shares of the time of all. Of the work under the profiler no other time is asked: watching slows
+    the CPU down, not a GPU's kernels.
     """
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    kind = device.type.upper()
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
         work()
-    spans = [(event.time_range.start, event.time_range.end) for event in profile.events()
-             if event.device_type == torch.autograd.DeviceType.CUDA]
-    return covered(spans) / 1e6  # they are in microseconds
+    events = [event for event in profile.events() if event.device_type == getattr(torch.autograd.DeviceType, kind)]
+    spent = Counter()
+    for event in events:  # a GPU's kernels have none inside them
+        name = re.sub(r"^void |\(anonymous namespace\)::|<.*|\(.*", "", event.name).split("::")[-1]
+        spent[name[:40]] += event.time_range.elapsed_us() if kind == "CUDA" else event.self_cpu_time_total
+    seconds = covered([(event.time_range.start, event.time_range.end) for event in events]) / 1e6  # of microseconds
+    return seconds, {name: round(time / spent.total(), 3) for name, time in spent.most_common(8)}
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -186,12 +211,14 @@ def main() -> None:
         parser.error("--cards limits a GPU's memory, and torch finds no CUDA GPU here")
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    stem = "report-presets-compiled" if args.compile else "report-presets"
     content = {"command": " ".join(["python", "benchmarks/report_presets.py", *sys.argv[1:]]),
                "device": name, "torch": torch.__version__.split("+")[0], "rows": []}
     for row in rows(args, device):
-        print(row, flush=True)
+        print({key: value for key, value in row.items() if key != "slowest"}, flush=True)
         content["rows"].append(row)
-        write(args.out / ("report-presets-compiled.json" if args.compile else "report-presets.json"), content)
+        write(args.out / f"{stem}.json", content)
+    save(draw(content["rows"]), args.out / f"{stem}.png")
 
 
 def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
@@ -201,6 +228,30 @@ def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
             yield largest_batch(preset, network, args, device)
             for gigabytes in args.cards:
                 yield largest_that_fits(preset, network, gigabytes, args, device)
+
+
+def draw(rows: list[dict]) -> Figure:
+    """Left the hours of every row over their floors, right the profile of each preset's first network."""
+    measured = [row for row in rows if "hours" in row]
+    first = {row["preset"]: row for row in measured if row["network"] == NETWORKS[0] and "card_gb" not in row}
+    fig, axes = plt.subplots(1, 1 + len(first), figsize=(5 + 4 * len(first), 1 + 0.3 * max(8, len(measured))),
+                             squeeze=False, layout="constrained")
+    ax, *panels = axes[0]
+    names = [f"{row['preset']}, {row['network']}" + (f", {row['card_gb']:g} GB" if "card_gb" in row else "")
+             for row in measured]
+    ax.barh(names, [row["hours"] for row in measured], color=COLOURS["sky"], label="projected")
+    for floor, mark, colour in (("product", "o", "blue"), ("copy", "s", "orange")):
+        ax.plot([row["hours_at_least"][floor] for row in measured], names, mark, color=COLOURS[colour],
+                label=f"at least, by the {floor}")
+    ax.set(xlabel="hours")
+    ax.legend(fontsize=8)
+    for ax, row in zip(panels, first.values(), strict=True):
+        ax.barh(list(row["slowest"]), [100 * share for share in row["slowest"].values()], color=COLOURS["sky"])
+        idle = f", idle {row['gpu_idle']:.1%}" if row.get("gpu_idle") is not None else ""
+        ax.set(xlabel="percent of the time of all operations", title=f"{row['preset']}, {row['network']}{idle}")
+    for ax in axes[0]:
+        ax.invert_yaxis()
+    return fig
 
 
 if __name__ == "__main__":

@@ -257,6 +257,10 @@ def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, t
     row, = content["rows"]
     assert row["hours"] == pytest.approx(1000 * 100 / row["pictures_per_second"] / 3600, rel=0.05)
     assert "--steps 1" in content["command"]
+    assert set(row["hours_at_least"]) == {"product", "copy"} and 0 < max(row["hours_at_least"].values()) < row["hours"]
+    shares = list(row["slowest"].values())
+    assert len(shares) == 8 and shares == sorted(shares, reverse=True) and 0.5 < sum(shares) <= 1
+    assert (tmp_path / "report-presets.png").stat().st_size > 10_000
 
 
 def test_a_smaller_card_gets_half_the_batch_until_it_fits(benchmarks, monkeypatch):
@@ -306,6 +310,7 @@ def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmar
     monkeypatch.setattr(report_presets, "choose_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(report_presets, "rows", lambda args, device: [{}])
     monkeypatch.setattr(report_presets, "write", lambda path, content: run.append(path.name))
+    monkeypatch.setattr(report_presets, "save", lambda figure, path: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     for part in run[:]:
         if part[0] == "-m":
