@@ -234,7 +234,7 @@ def draw(rows: list[dict]) -> Figure:
     """Left the hours of every row over their floors, right the profile of each preset's first network."""
     measured = [row for row in rows if "hours" in row]
     first = {row["preset"]: row for row in measured if row["network"] == NETWORKS[0] and "card_gb" not in row}
-    fig, axes = plt.subplots(1, 1 + len(first), figsize=(5 + 4 * len(first), 1 + 0.3 * max(8, len(measured))),
+    fig, axes = plt.subplots(1, 1 + len(first), figsize=(7 + 6 * len(first), 1 + 0.3 * max(8, len(measured))),
                              squeeze=False, layout="constrained")
     ax, *panels = axes[0]
     names = [f"{row['preset']}, {row['network']}" + (f", {row['card_gb']:g} GB" if "card_gb" in row else "")
@@ -244,11 +244,11 @@ def draw(rows: list[dict]) -> Figure:
         ax.plot([row["hours_at_least"][floor] for row in measured], names, mark, color=COLOURS[colour],
                 label=f"at least, by the {floor}")
     ax.set(xlabel="hours")
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
     for ax, row in zip(panels, first.values(), strict=True):
         ax.barh(list(row["slowest"]), [100 * share for share in row["slowest"].values()], color=COLOURS["sky"])
         idle = f", idle {row['gpu_idle']:.1%}" if row.get("gpu_idle") is not None else ""
-        ax.set(xlabel="percent of the time of all operations", title=f"{row['preset']}, {row['network']}{idle}")
+        ax.set(xlabel="percent of all operations' time", title=f"{row['preset']}, {row['network']}{idle}")
     for ax in axes[0]:
         ax.invert_yaxis()
     return fig

@@ -847,8 +847,9 @@ assert session.quick or np.median(table["loss: plain, in strips"]) > 1.2, "strip
 
 # %% [markdown]
 # Compare the first bar with [chapter 07](07_mlp_decoder.ipynb)'s arithmetic: the folded decoder has
-# 5.6 times fewer MACs at 512 px, about five at the 256 px of this cell. The clock gives less than
-# that, because the sums and upsamplings, which no MAC counts, are still there. The second bar saves no
+# 5.6 times fewer MACs at 512 px, about five at the 256 px of this cell. The clock gives about that or
+# less: sums and upsamplings, which no MAC counts, are still there, though the four large maps are no
+# longer laid side by side. The second bar saves no
 # arithmetic at all, it does *more* (a matrix has many zeros to multiply with), and is faster by moving
 # less. The third depends on the processor more than any other. It is 1 where there is one thread (as
 # when these pages were made), or a PyTorch without oneDNN: there `linear_map` takes the product. The
