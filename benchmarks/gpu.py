@@ -8,7 +8,8 @@ time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, wi
 Planned for about eight minutes on a large card, half of them the compiler's; not yet run on one: its parts were tried
 on a CPU with small figures, but for what only a GPU is asked (memory, idle time). Where the package is not installed,
 set PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json, report-presets-compiled.json and
-cuda-speed-compiled.json to docs/results; what fails is named.
+cuda-speed-compiled.json to docs/results; what fails is named. Then `python benchmarks/speed_table.py` has them in its
+table.
 """
 
 import subprocess

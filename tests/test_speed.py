@@ -245,6 +245,20 @@ def test_time_covered_counts_overlaps_once(benchmarks):
     assert covered([(5, 6), (0, 2), (1, 3), (1, 2), (8, 8)]) == 4  # 0 to 3 and 5 to 6
 
 
+def test_the_table_of_speeds_has_every_case_of_its_files(benchmarks, tmp_path):
+    import speed_table
+
+    results = Path(__file__).parents[1] / "docs" / "results"
+    assert (results / "speed.md").read_text(encoding="utf-8") == speed_table.page(results)
+    content = json.loads((results / "speed.json").read_text(encoding="utf-8"))
+    row = content["rows"][0]
+    row["times_faster_than"] = {"transformers": [2, 3, 4]}  # the only peer that was installed
+    row["peak_mb"] = {"segformer_lite": 10, "transformers": 40}
+    (tmp_path / "cuda-speed.json").write_text(json.dumps(content | {"device": "a card", "rows": [row]}))
+    page = speed_table.page(tmp_path)
+    assert "| 3.00 (2.00 to 4.00), 0.25 |  |  |" in page and "a card" in page
+
+
 def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, tmp_path):
     import report_presets
 

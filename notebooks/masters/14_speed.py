@@ -1174,7 +1174,7 @@ for name, rate in pace.items():
 record = json.loads((RESULTS / "data-rates.json").read_text(encoding="utf-8"))
 print(record["command"], "|", record["machine"], "|", record["size"], "px")
 rates = record["rates"]
-for name in ("read source, resize", "read pack"):
+for name in ("rasterise", "read source, resize", "read pack"):
     print(f"{name:24s}{rates[name]:8,.0f} pictures a second")
 for name, rate in rates["augment, picture by picture"].items():
     print(f"augmentation {name:11s}{rate:8,.0f}")
