@@ -150,10 +150,11 @@ def profiled(work: Callable[[], None], device: torch.device) -> tuple[float, dic
     kind = device.type.upper()
     with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profile:
         work()
-    events = [event for event in profile.events() if event.device_type == getattr(torch.autograd.DeviceType, kind)]
+    events = [event for event in profile.events() if event.device_type == getattr(torch.autograd.DeviceType, kind)
+              and not event.is_user_annotation]  # such a span covers the gaps between the kernels of a whole step
     spent = Counter()
     for event in events:  # a GPU's kernels have none inside them
-        name = re.sub(r"^void |\(anonymous namespace\)::|<.*|\(.*", "", event.name).split("::")[-1]
+        name = re.sub(r"^void |\(anonymous namespace\)::|<.*| ?\(.*", "", event.name).split("::")[-1]
         spent[name[:40]] += event.time_range.elapsed_us() if kind == "CUDA" else event.self_cpu_time_total
     seconds = covered([(event.time_range.start, event.time_range.end) for event in events]) / 1e6  # of microseconds
     return seconds, {name: round(time / spent.total(), 3) for name, time in spent.most_common(8)}

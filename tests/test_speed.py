@@ -245,6 +245,47 @@ def test_time_covered_counts_overlaps_once(benchmarks):
     assert covered([(5, 6), (0, 2), (1, 3), (1, 2), (8, 8)]) == 4  # 0 to 3 and 5 to 6
 
 
+def test_a_profile_leaves_out_what_only_names_a_span(benchmarks):
+    from report_presets import profiled
+
+    x = torch.randn(64, 64)
+
+    def work():
+        with torch.profiler.record_function("a whole step"):
+            x @ x
+            time.sleep(0.2)
+
+    seconds, slowest = profiled(work, torch.device("cpu"))
+    assert seconds < 0.1 and "mm" in "".join(slowest) and "a whole step" not in slowest
+
+
+def test_a_gpus_kernels_are_named_shortly_and_counted_by_the_clock(benchmarks, monkeypatch):
+    import report_presets
+
+    def event(name, start, end, kind="CUDA", named=False):
+        span = SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start)
+        return SimpleNamespace(name=name, time_range=span, device_type=getattr(torch.autograd.DeviceType, kind),
+                               is_user_annotation=named, self_cpu_time_total=10**9)
+
+    class Profile:
+        def __init__(self, activities):
+            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+
+        __enter__, __exit__ = lambda self: self, lambda self, *error: None
+
+        def events(self):
+            return [event("void at::native::vectorized_elementwise_kernel<4, at::native::Gelu>(int, char*)", 0, 6e5),
+                    event("void at::native::(anonymous namespace)::CatArrayBatchedCopy<2>(float*)", 5e5, 7e5),
+                    event("Memcpy HtoD (Pinned -> Device)", 8e5, 1e6),
+                    event("Optimizer.step#AdamW.step", 0, 5e6, named=True),
+                    event("cudaDeviceSynchronize", 0, 5e6, kind="CPU")]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    seconds, slowest = report_presets.profiled(lambda: None, torch.device("cuda", 0))
+    assert seconds == pytest.approx(0.9)  # 0 to 0.7 and 0.8 to 1
+    assert slowest == {"vectorized_elementwise_kernel": 0.6, "CatArrayBatchedCopy": 0.2, "Memcpy HtoD": 0.2}
+
+
 def test_the_table_of_speeds_has_every_case_of_its_files(benchmarks, tmp_path):
     import speed_table
 
