@@ -37,8 +37,9 @@ def section(path: Path) -> str:
     """One file's cases as a table under its device and versions."""
     content = json.loads(path.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    lines = [f"## {content['variant'].upper()}: [{path.name}]({path.name})", "",
-             f"{content['device']}, {content['threads']} threads; {versions}; {content['classes']} classes.", "",
+    lines = [f"## {path.stem}, {content['variant'].upper()}", "",
+             f"[{path.name}]({path.name}): {content['device']}, {content['threads']} threads; {versions}; "
+             f"{content['classes']} classes.", "",
              "| " + " | ".join(("case", "ms", "floors: product, copy", *PEERS.values())) + " |",
              "|---" * (3 + len(PEERS)) + "|"]
     for row in content["rows"]:
