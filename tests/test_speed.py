@@ -314,7 +314,7 @@ def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, t
     assert "--steps 1" in content["command"]
     assert set(row["hours_at_least"]) == {"product", "copy"} and 0 < max(row["hours_at_least"].values()) < row["hours"]
     shares = list(row["slowest"].values())
-    assert len(shares) == 8 and shares == sorted(shares, reverse=True) and 0.5 < sum(shares) <= 1
+    assert len(shares) == 8 and shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
     assert (tmp_path / "report-presets.png").stat().st_size > 10_000
 
 
