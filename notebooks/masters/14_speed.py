@@ -931,7 +931,7 @@ checks.frozen_network(my_frozen)
 
 # %% tags=["nbval-ignore-output"]
 config = sl.TrainConfig(data="sample-chest-ct", size=96, augment="flip", batch_size=2 if session.quick else 8,
-                        device="cpu", steps=4 if session.quick else 300, warmup=10, folder=str(WORK / "run"),
+                        device="cpu", steps=4 if session.quick else 300, warmup=10, folder=tempfile.mkdtemp(dir=WORK),
                         data_options={"limit": 16} if session.quick else {})
 run = sl.train(config, progress=not session.quick)
 network = run.model.eval()
