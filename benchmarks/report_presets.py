@@ -42,6 +42,7 @@ from segformer_lite.training.device import choose_device, choose_precision, weig
 from segformer_lite.training.loop import train_step
 
 NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
+ceilings = cache(speed.ceilings)  # asked once, not for each row
 PRESETS = {"report-coco": (50_000, 81, 4 / 3), "report-chest-ct": (15_000, 4, 1)}  # pictures, classes, width / height
 
 
@@ -127,12 +128,6 @@ def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace
         row |= {key: round(size / 2**30, 2) for key, size in zip(("peak_gb", "reserved_gb"), used, strict=True)}
         row["gpu_idle"] = round(max(0.0, 1 - worked / watched * rate / batch_size), 4) if worked else None
     return row | {"slowest": slowest}
-
-
-@cache
-def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Operations a second of a large product, and bytes a second copied, by this device."""
-    return speed.ceilings(device, dtype)
 
 
 def wait(device: torch.device) -> None:

@@ -516,9 +516,9 @@ checks.arithmetic_intensity(my_intensity)
 #
 # Now look at the lines themselves: the five that take longest, of a forward pass and of a training
 # step. `mkldnn_convolution` is a convolution by the library oneDNN, `_slow_conv2d_forward` one by
-# PyTorch itself, for small maps. `addmm` is a matrix product with a bias, so a linear map; with several
-# threads the convolutions are linear maps, too ([why](#what-each-step-brought)). Names with `backward`
-# belong to the gradient.
+# PyTorch itself, for small maps or where there is one thread. `addmm` is a matrix product with a bias, so
+# a linear map; with several threads most convolutions are linear maps, too
+# ([why](#what-each-step-brought)). Names with `backward` belong to the gradient.
 
 # %% tags=["nbval-ignore-output"]
 def top_five(events, title):
