@@ -5,11 +5,11 @@
 
 Part 0 is training and inference beside other packages, part 1 the report's two experiments (pictures a second, idle
 time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, with CUDA graphs, part 3 part 0 compiled.
-Planned for about eight minutes on a large card, half of them the compiler's; not yet run on one: its parts were tried
-on a CPU with small figures, but for what only a GPU is asked (memory, idle time). Where the package is not installed,
-set PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json, report-presets-compiled.json and
-cuda-speed-compiled.json to docs/results; what fails is named. Then `python benchmarks/speed_table.py` has them in its
-table.
+It ends within eight minutes: a part may take its share of those left, and what it has measured by then stays. Not yet
+run on a GPU: its parts were tried on a CPU with small figures, but for what only a GPU is asked (memory, idle time).
+Where the package is not installed, set PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json,
+report-presets-compiled.json and cuda-speed-compiled.json to docs/results; what fails or is stopped is named. Then
+`python benchmarks/speed_table.py` has them in its table.
 """
 
 import subprocess
@@ -20,7 +20,9 @@ from collections.abc import Sequence
 import torch
 from record import RESULTS, ROOT
 
-BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256", "--turns", "30"]
+MINUTES = 8
+BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256", "--turns", "30",
+         "--work", "training", "inference"]
 PRESETS = ["benchmarks/report_presets.py"]
 PARTS = [
     [*BENCH, "--batches", "8", "32", "--out", str(RESULTS / "cuda-speed.json")],
@@ -37,13 +39,17 @@ def main(numbers: Sequence[str] = ()) -> int:
     if wrong := set(numbers) - set(map(str, range(len(PARTS)))):
         print(f"gpu.py: no part {min(wrong)!r}; there are 0 to {len(PARTS) - 1}", file=sys.stderr)
         return 2
-    failed = 0
-    for part in [PARTS[int(number)] for number in numbers] or PARTS:
+    end, failed = time.monotonic() + 60 * MINUTES, 0
+    parts = [PARTS[int(number)] for number in numbers] or PARTS
+    for waiting, part in zip(range(len(parts), 0, -1), parts, strict=True):
         began = time.monotonic()
-        status = subprocess.run([sys.executable, *part], cwd=ROOT).returncode
-        failed += status != 0
-        print(f"{'ended' if status == 0 else 'FAILED'} after {time.monotonic() - began:.0f} s: python {' '.join(part)}",
-              flush=True)
+        try:
+            status = subprocess.run([sys.executable, *part], cwd=ROOT, timeout=(end - began) / waiting).returncode
+            said = "FAILED" if status else "ended"
+        except subprocess.TimeoutExpired:
+            said = "STOPPED, the rows it has printed are written,"
+        failed += said == "FAILED"
+        print(f"{said} after {time.monotonic() - began:.0f} s: python {' '.join(part)}", flush=True)
     return 1 if failed else 0
 
 

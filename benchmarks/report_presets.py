@@ -10,7 +10,7 @@ Synthetic pictures of full size, a third of them upright: random pixels cost wha
 loss, backward, AdamW. Loading is not in it, workers do that meanwhile: benchmarks/data_rates.py measures it. Nor are
 validations. Beside the hours stand two floors, what the machine's product and its copy would need for the same work,
 and the operations that took longest. Writes report-presets.json to docs/results, compiled report-presets-compiled.json,
-after each row, and at the end a picture of the floors and the profile of each preset's first network.
+and a picture of the floors and the profile of each preset's first network, both anew after each row.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -214,16 +215,16 @@ def main() -> None:
         print({key: value for key, value in row.items() if key != "slowest"}, flush=True)
         content["rows"].append(row)
         write(args.out / f"{stem}.json", content)
-    save(draw(content["rows"]), args.out / f"{stem}.png")
+        save(draw(content["rows"]), args.out / f"{stem}.png")
 
 
 def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
     """Every network under every preset: on the whole device, then on smaller cards."""
-    for preset in PRESETS:
-        for network in NETWORKS:
+    for gigabytes, network, preset in product((None, *args.cards), NETWORKS, PRESETS):
+        if gigabytes is None:
             yield largest_batch(preset, network, args, device)
-            for gigabytes in args.cards:
-                yield largest_that_fits(preset, network, gigabytes, args, device)
+        else:
+            yield largest_that_fits(preset, network, gigabytes, args, device)
 
 
 def draw(rows: list[dict]) -> Figure:

@@ -45,6 +45,7 @@ def add_commands(command: Callable) -> None:
     sub.add_argument("--turns", type=int, default=7, help="times that each is measured; they take turns")
     sub.add_argument("--device", default="auto", help=DEVICE)
     sub.add_argument("--out", type=Path, help="also write the figures there as JSON, and a picture beside it")
+    sub.set_defaults(stopped="stopped; with --out the cases printed above are written")
 
 
 def run_bench(arguments) -> None:
@@ -69,8 +70,8 @@ def run_bench(arguments) -> None:
     for case in product(arguments.work, arguments.precisions, arguments.sizes, arguments.batches):
         rows.append(measure(networks, *case, arguments, device, rates[case[1]]))
         print(line(rows[-1]), flush=True)
-    if arguments.out:
-        write(arguments, device, networks, rates, rows)
+        if arguments.out:  # after each case: a bench that is stopped keeps what it has measured
+            write(arguments, device, networks, rates, rows)
 
 
 def require_equal(networks: dict[str, nn.Module], device: torch.device) -> None:

@@ -296,6 +296,45 @@ def test_the_table_of_speeds_has_every_case_of_its_files(benchmarks, tmp_path):
     assert "| 3.00 (2.00 to 4.00), 0.25 |  |  |" in page and "a card" in page
 
 
+def test_a_bench_that_is_stopped_keeps_what_it_has_measured(monkeypatch, tmp_path):
+    rows = iter([{"work": "training", "precision": "fp32", "size": 256, "batch": 1, "times_faster_than": {}}])
+    monkeypatch.setattr(cli_bench.speed, "peers", lambda *networks: {})
+    monkeypatch.setattr(cli_bench.speed, "ceilings", lambda *device: (1e9, 1e9))
+    monkeypatch.setattr(cli_bench, "line", str)
+
+    def measure(*case):
+        try:
+            return next(rows)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(cli_bench, "measure", measure)
+    assert cli.main(["bench", "--out", str(tmp_path / "speed.json")]) == 130
+    assert len(json.loads((tmp_path / "speed.json").read_text())["rows"]) == 1
+
+
+def test_the_gpu_script_ends_within_its_minutes(benchmarks, monkeypatch, capsys):
+    import gpu
+
+    clock, given, takes = [0.0], [], [10, 1000, 1000, 20]  # seconds that the four parts would take
+
+    def run(command, cwd, timeout):
+        given.append(timeout)
+        needs = takes[len(given) - 1]
+        clock[0] += min(needs, timeout)
+        if needs > timeout:
+            raise gpu.subprocess.TimeoutExpired(command, timeout)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run, TimeoutExpired=gpu.subprocess.TimeoutExpired))
+    assert gpu.main() == 0
+    assert given == pytest.approx([120, *[470 / 3] * 3])  # what the first leaves, the others share
+    out = capsys.readouterr().out
+    assert out.count("STOPPED") == 2 and out.count("ended") == 2
+
+
 def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, tmp_path):
     import report_presets
 
@@ -350,7 +389,7 @@ def test_everything_for_a_gpu_is_asked_for_in_words_that_are_understood(benchmar
     assert gpu.main() == 2 and "no CUDA GPU" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     run = []
-    monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd: run.append(command[1:]) or SimpleNamespace(
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, cwd, timeout: run.append(command[1:]) or SimpleNamespace(
         returncode=len(run) == 2))
     assert gpu.main() == 1 and capsys.readouterr().out.count("FAILED") == 1
     assert gpu.main(["0", "four"]) == 2 and "no part 'four'" in capsys.readouterr().err

@@ -93,7 +93,7 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # %% tags=["nbval-ignore-output"]
 STEPS = {"stand-in": 6 if session.quick else 150, "own": 3 if session.quick else 60}
 stand_in = sl.TrainConfig(data="sample-coco", size=64, augment="flip", steps=STEPS["stand-in"],
-                          warmup=20, device=session.device.type, folder=str(WORK / "stand-in"),
+                          warmup=20, device=session.device.type, folder=tempfile.mkdtemp(dir=WORK),
                           model_options={"norm_eps": 1e-5})  # the eps of transformers, see below
 run = sl.train(stand_in, progress=False)
 print(sorted(path.name for path in run.folder.iterdir()))
@@ -500,7 +500,7 @@ def labelme(key):
                         "shape_type": "polygon", "flags": {}} for name, points in shapes[key]]}
 
 
-(WORK / "labelme").mkdir()
+(WORK / "labelme").mkdir(exist_ok=True)
 for key in shapes:
     (WORK / "labelme" / "scan{}_{}.json".format(*key)).write_text(json.dumps(labelme(key)))
 content = json.loads((WORK / "labelme" / "scan0_0.json").read_text())
@@ -537,7 +537,7 @@ print(f"pixels that differ from the label made without LabelMe: {apart:.2%}")
 # %%
 ROOT = WORK / "castings"
 for part in ("images", "masks"):
-    (ROOT / part).mkdir(parents=True)
+    (ROOT / part).mkdir(parents=True, exist_ok=True)
 (ROOT / "classes.txt").write_text("\n".join(CLASSES))
 for file in sorted((WORK / "labelme").glob("*.json")):
     mask = from_labelme(json.loads(file.read_text()), CLASSES)
@@ -606,7 +606,7 @@ def coco_of(keys):
 keys = [key for key in shapes if key[0] < 4]
 as_coco = WORK / "as_coco"
 for part in ("annotations", "train2017"):
-    (as_coco / part).mkdir(parents=True)
+    (as_coco / part).mkdir(parents=True, exist_ok=True)
 (as_coco / "annotations" / "instances_train2017.json").write_text(json.dumps(coco_of(keys)))
 for key in keys:
     Image.fromarray(slices[key]).save(as_coco / "train2017" / "scan{}_{}.png".format(*key))
@@ -668,7 +668,7 @@ WAYS = {"scratch": {}, "weights, usual rate": {"weights": START},
 def settings(way, folder):
     """The run of one way to start."""
     return sl.TrainConfig(data=str(ROOT), size=SIDE, augment="flip", batch_size=4, steps=STEPS["own"],
-                          warmup=10, device=session.device.type, folder=str(folder), **WAYS[way])
+                          warmup=10, device=session.device.type, folder=folder, **WAYS[way])
 
 
 few = {4: keys[::8], 32: keys}  # one slice of each scan; all of them
@@ -682,7 +682,7 @@ results, tuned = {}, {}
 for count, chosen in few.items():
     write_list("train", chosen)
     for way in WAYS:
-        done = sl.train(settings(way, WORK / f"{way}-{count}"), progress=False)
+        done = sl.train(settings(way, tempfile.mkdtemp(dir=WORK)), progress=False)
         results[f"{way}, {count} slices"], tuned[way, count] = done.report.summary(), done
 for name, summary in results.items():
     print(f"{name:31s} mIoU {summary['miou']:.2f}   boundary IoU {summary['boundary_iou']:.2f}")
@@ -832,7 +832,7 @@ show.figure(fig, alt=(
 
 # %% tags=["nbval-ignore-output"]
 inbox = WORK / "inbox"
-inbox.mkdir()
+inbox.mkdir(exist_ok=True)
 for key in val_keys[:3]:
     Image.fromarray(slices[key]).save(inbox / "scan{}_{}.png".format(*key))
 Image.fromarray(slices[4, 3].astype(np.uint16) * 257).save(inbox / "sixteen_bit.tif")
@@ -1003,7 +1003,7 @@ print(inspect.getsource(checkpoint.start_from))
 # %%
 write_list("train", keys)
 untouched = sl.train(sl.TrainConfig(data=str(ROOT), weights=str(run.folder), size=64, steps=0, device="cpu",
-                                    folder=str(WORK / "untouched")), progress=False)
+                                    folder=tempfile.mkdtemp(dir=WORK)), progress=False)
 x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 with torch.no_grad():
     ours = untouched.model.encoder(x)

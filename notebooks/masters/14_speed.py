@@ -1347,8 +1347,8 @@ show.figure(fig, alt=(
 # can come near to 100 %.
 #
 # **A figure for CUDA is missing.** No GPU was at hand when these were measured, and none is guessed. On
-# yours the first line measures the same as here, the second all that waits for a GPU (planned for
-# about eight minutes):
+# yours the first line measures the same as here, the second all that waits for a GPU, within eight
+# minutes:
 #
 #     segformer-lite bench --sizes 256 512 1024 --precisions fp32 bf16 --out work/speed.json
 #     python benchmarks/gpu.py

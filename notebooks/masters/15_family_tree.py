@@ -24,6 +24,7 @@
 # idea of what patch embedding, attention, Mix-FFN and decoder do.
 
 # %% tags=["setup", "nbval-ignore-output"]
+import copy
 import inspect
 import itertools
 import json
@@ -859,13 +860,14 @@ def gradients(layer):
             if name.endswith(("weight", "gamma")) and not name.startswith("norm")}
 
 
-for moment in ("first step", "gamma = 0.01"):
+for moment, gamma in (("first step", 0.0), ("gamma = 0.01", 0.01)):
+    layer.gamma.data.fill_(gamma)
     awake = [name for name, size in gradients(layer).items() if size > 0]
     print(f"{moment}: a gradient for {', '.join(awake)}")
-    layer.gamma.data.fill_(0.01)
-for parameter in (layer.gamma, layer.out.weight, layer.out.bias):
+locked = copy.deepcopy(layer)
+for parameter in (locked.gamma, locked.out.weight, locked.out.bias):
     parameter.data.zero_()
-awake = [name for name, size in gradients(layer).items() if size > 0]
+awake = [name for name, size in gradients(locked).items() if size > 0]
 print("out = 0 as well: a gradient for", awake or "nothing, for ever")
 
 # %% [markdown]
