@@ -1,15 +1,16 @@
 """Every figure of this course that wants a CUDA GPU and minutes, not hours, in one go.
 
     python benchmarks/gpu.py                        all four parts
-    python benchmarks/gpu.py 0 1                    the first two, nothing compiled
+    python benchmarks/gpu.py 0 2                    two of them, nothing compiled
 
-Part 0 is training and inference beside other packages, part 1 the report's two experiments (pictures a second, idle
-time, projected hours, what 8 and 16 GB cards manage), part 2 these compiled, with CUDA graphs, part 3 part 0 compiled.
+Part 0 is training and inference beside other packages, part 1 training beside them compiled, part 2 the report's two
+experiments (pictures a second, idle time, projected hours, what a card of 8 GB manages), part 3 these compiled, with
+CUDA graphs.
 It ends within eight minutes: a part may take its share of those left, and what it has measured by then stays. Not yet
 run on a GPU: its parts were tried on a CPU with small figures, but for what only a GPU is asked (memory, idle time).
-Where the package is not installed, set PYTHONPATH to the course's folder. Writes cuda-speed.json, report-presets.json,
-report-presets-compiled.json and cuda-speed-compiled.json to docs/results; what fails or is stopped is named. Then
-`python benchmarks/speed_table.py` has them in its table.
+Where the package is not installed, set PYTHONPATH to the course's folder. Writes cuda-speed.json,
+cuda-speed-compiled.json, report-presets.json and report-presets-compiled.json to docs/results; what fails or is stopped
+is named. Then `python benchmarks/speed_table.py` has them in its table.
 """
 
 import subprocess
@@ -21,14 +22,13 @@ import torch
 from record import RESULTS, ROOT
 
 MINUTES = 8
-BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256", "--turns", "30",
-         "--work", "training", "inference"]
+BENCH = ["-m", "segformer_lite", "bench", "--device", "cuda", "--precisions", "bf16", "--sizes", "256", "--turns", "30"]
 PRESETS = ["benchmarks/report_presets.py"]
 PARTS = [
     [*BENCH, "--batches", "8", "32", "--out", str(RESULTS / "cuda-speed.json")],
-    [*PRESETS, "--cards", "8", "16"],
-    [*PRESETS, "--compile", "reduce-overhead"],
-    [*BENCH, "--batches", "32", "--compile", "--out", str(RESULTS / "cuda-speed-compiled.json")],
+    [*BENCH, "--batches", "32", "--work", "training", "--compile", "--out", str(RESULTS / "cuda-speed-compiled.json")],
+    [*PRESETS, "--cards", "8"],
+    [*PRESETS, "--compile", "reduce-overhead"],  # last, so that it has all the time the others leave: it compiles most
 ]
 
 

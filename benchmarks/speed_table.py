@@ -44,7 +44,8 @@ def section(path: Path) -> str:
     for row in content["rows"]:
         case = f"{row['work']} {row['precision']}, {row['size']} px x {row['batch']}"
         case += ", compiled" if row["compiled"] else ""
-        cells = [case, f"{median(row['ms']['segformer_lite']):.0f}",
+        ms = median(row["ms"]["segformer_lite"])
+        cells = [case, f"{ms:.0f}" if ms >= 10 else f"{ms:.2f}",
                  f"{row['share_of_matrix_product']:.0%}, {row['share_of_copy']:.0%}",
                  *(cell(row, peer) for peer in PEERS)]
         lines.append("| " + " | ".join(cells) + " |")

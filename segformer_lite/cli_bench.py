@@ -90,16 +90,19 @@ def measure(networks: dict[str, nn.Module], work: str, precision: str, size: int
     """One case: the networks in turns, their memory, and how near ours comes to the machine's product and copy."""
     if arguments.compile:
         torch.compiler.reset()  # else it makes code for any size and batch, once it has seen two
+    for network in networks.values():
+        network.zero_grad()  # the case before left its gradients, and they are none of this one's memory
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     labels = torch.randint(0, CLASSES, (batch, size, size), device=device)
     dtype = PRECISIONS[precision]
     functions = {name: step(name, network, work, images, labels, dtype, arguments.compile)
                  for name, network in networks.items()}
-    timing = speed.take_turns(functions, arguments.turns, device)
-    plain = {name: step(name, network, work, images, labels, dtype, None) for name, network in networks.items()}
+    plain = {name: step(name, network, work, images, labels, dtype, None)
+             for name, network in networks.items()} if arguments.compile else functions
     watched = functions if device.type == "cuda" else plain  # on a CPU nobody sees into compiled code
     peaks = {name: round(speed.peak_memory(watched[name], network, device) / 2**20)
-             for name, network in networks.items()}  # before `traffic` makes our optimiser's means, which belong to it
+             for name, network in networks.items()}  # first: an optimiser makes its means once, and they belong to it
+    timing = speed.take_turns(functions, arguments.turns, device)
     forward = speed.flops(speed.inference(networks["segformer_lite"], preprocess(images), torch.float32))
     flops = forward * (3 if work == "training" else 1)  # of a backward pass, two forward passes' by custom
     moved = speed.traffic(plain["segformer_lite"])

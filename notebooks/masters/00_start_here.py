@@ -21,7 +21,8 @@
 # `python3 course.py lab` opens a copy of this chapter in `work/` in which no cell has run yet. Run them
 # one after another with Shift+Enter; that way no result is there before you have guessed it. The
 # first cell of every chapter prints a *mode*: fast means drawn pictures and short runs, for any
-# machine; full (`SEGFORMER_LITE_MODE=full`) the real data and a CUDA GPU.
+# machine; full (`SEGFORMER_LITE_MODE=full`) the real data and a CUDA GPU. In this chapter both are the
+# same.
 
 # %% tags=["setup", "nbval-ignore-output"]
 import matplotlib.pyplot as plt
@@ -218,9 +219,10 @@ print(tuple(guess.shape), guess.dtype)
 # perfect. A *step* looks at one batch, here of 8 pictures, and changes the weights a little so that
 # the loss falls.
 #
-# Before you read on, look at the settings: everything that decides about this run stands in them.
-# 400 steps of 8 pictures take about a minute on two CPU cores. (Much slower on yours? Stop the cell,
-# set `STEPS` to 200 and run it again; the results below will be weaker.)
+# Before you read on, look at the settings. What they do not name has its default, such as the learning
+# rate (1e-3, and ten times that in the decoder) and the seed (0); `print(config)` shows them all. 400
+# steps of 8 pictures take about a minute on two CPU cores. (Much slower on yours? Stop the cell, set
+# `STEPS` to 200 and run it again; the results below will be weaker.)
 
 # %% tags=["nbval-ignore-output"]
 STEPS = 40 if session.quick else 400  # the course's own tests train less
@@ -318,9 +320,9 @@ print(run.report)
 # Read it from the top: mIoU with background and without, Dice likewise, right pixels, and how well the
 # outlines fit (boundary IoU). Dice is a relative of IoU that is kinder to small overlaps: 2 ·
 # intersection / (sum of both areas). Then each class with its share of the pixels. *Recall* is the
-# share of a class's true pixels that were found. At the bottom, by size: the number of connected
-# regions, the share of them that was *found* (at least half of their pixels right), and recall and IoU
-# of their pixels.
+# share of a class's true pixels that were found. At the bottom, by size (small: up to 1/300 of the
+# picture, large: from 3 % on): the number of connected regions, the share of them that was *found* (at
+# least half of their pixels right), and recall and IoU of their pixels.
 #
 # One number alone means nothing. What would a cheap trick get? The cheapest is the lazy answer from
 # above, the majority class everywhere:
@@ -341,13 +343,13 @@ print("better than the lazy answer:", bool(quick_or_better))
 # %% [markdown]
 # ## Where does it look?
 #
-# One more picture, and a promise. Take the pixel in the middle and ask which pixels of the input
-# its answer depends on, and how much: its *receptive field*.
+# One more figure, and a promise. Take the pixel in the middle and ask which pixels of the input
+# its answer depends on, and how much: its *receptive field*, here the mean over four pictures.
 
 # %% tags=["nbval-ignore-output"]
-image = torch.stack([sl.evaluation.resize_for_model(val_set[i][0], 96)[:, :96, :96] for i in (3, 17, 40, 72)])
-fields = {"before training": sl.analysis.receptive_field(model, image, "decoder"),
-          "after training": sl.analysis.receptive_field(run.model, image, "decoder")}
+four = torch.stack([sl.evaluation.resize_for_model(val_set[i][0], 96)[:, :96, :96] for i in (3, 17, 40, 72)])
+fields = {"before training": sl.analysis.receptive_field(model, four, "decoder"),
+          "after training": sl.analysis.receptive_field(run.model, four, "decoder")}
 fig, axes = plt.subplots(1, 2, figsize=(5, 2.4))
 for ax, (title, field) in zip(axes, fields.items()):
     masks.draw_field(ax, field)

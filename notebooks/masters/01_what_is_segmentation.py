@@ -213,9 +213,9 @@ show.figure(fig, alt=(
     "crowd is white in all three maps."))
 
 # %% [markdown]
-# Follow the boats. Three words say that there is at least one. Three boxes count them, and overlap.
-# The semantic map has their outline and no longer knows that they are three. The instance map knows
-# both and says nothing about the grey rest. The panoptic map has one number at every pixel; only
+# Follow the boats. The word says that there is at least one. Three boxes count them, and overlap.
+# The semantic map has their outline, and one class for all of them. The instance map knows their number
+# as well, and says nothing about the grey rest. The panoptic map has one number at every pixel; only
 # the crowd is white, because the file does not say who is who.
 #
 # SegFormer is a network for the semantic map.
@@ -353,7 +353,7 @@ report("all right", label, label)
 report("one pixel to the right", moved, label)
 
 # %% [markdown]
-# Every number has two entries, background and square. 0.6 for a square that is one pixel off: IoU
+# IoU and Dice have two entries each, background and square. 0.6 for a square that is one pixel off: IoU
 # is strict.
 
 # %% [markdown]
@@ -502,8 +502,9 @@ show.figure(fig, alt=(
 #
 # </details>
 #
-# With the background ignored, the IoU of a single class is the *recall*, the share of the label
-# that was found. This is a real trap: a setting made for data with unlabelled regions, used on data
+# With the background ignored, and only one other class, the IoU of that class is the *recall*, the share
+# of the label that was found. (Of several classes only the mix-ups among them are still punished.) This
+# is a real trap: a setting made for data with unlabelled regions, used on data
 # whose background is simply background. A *foreground mIoU* is something else: there the background
 # is labelled, its wrong claims count, and only its own row is left out of the mean.
 
@@ -850,13 +851,14 @@ for kind, members in {"things": ("boat", "bird", "person"), "stuff": ("sky", "se
 #
 # </details>
 #
-# For stuff there is one segment per picture, so SQ *is* the IoU and RQ is 1 or 0.
+# For stuff there is one segment per picture. Matched, SQ *is* the IoU and RQ is 1; not matched, both
+# are 0.
 
 # %% [markdown]
 # ### PQ misleads at the cliff
 #
-# A predicted square slides over a labelled one, 24 px wide, in a picture of 64. All four scores of
-# this chapter:
+# A predicted square slides over a labelled one, 24 px wide, in a picture of 64. Four of this chapter's
+# five scores, all but pixel accuracy:
 
 # %%
 def slide(shift, side=24):
@@ -1048,7 +1050,7 @@ def matrix_of(conv, size):
 plane = torch.rand(1, 1, 3, 3, generator=generator)  # weights (out, in, K, K)
 big_C = matrix_of(lambda p: F.conv2d(p, plane, stride=2, padding=1), 8)
 down = torch.rand(1, 1, 4, 4, generator=generator)
-up = F.conv_transpose2d(down, plane, stride=2, padding=1, output_padding=1)
+up = F.conv_transpose2d(down, plane, stride=2, padding=1, output_padding=1)  # the last: see the sizes below
 torch.testing.assert_close((big_C.T @ down.flatten()).reshape(8, 8), up[0, 0])
 print("C            ", tuple(big_C.shape), "makes 4 x 4 of 8 x 8")
 print("its transpose", tuple(big_C.T.shape), "makes 8 x 8 of 4 x 4")
@@ -1116,7 +1118,7 @@ print("other ", other.tolist(), "->", (C @ other).tolist())
 grey = torch.from_numpy(picture).float().mean(-1)[None, None, 56:120, 132:192]
 mean = torch.full((1, 1, 3, 3), 1 / 9)
 there = F.conv2d(grey, mean, stride=2, padding=1)
-back = F.conv_transpose2d(there, 4 * mean, stride=2, padding=1, output_padding=1)
+back = F.conv_transpose2d(there, 4 * mean, stride=2, padding=1, output_padding=1)  # 4: as bright as before
 panels = {"the picture": grey, "convolved, stride 2": there, "transposed back": back}
 fig = show.grid([p[0, 0] for p in panels.values()], list(panels), columns=3, cell=2.2, cmap="gray")
 show.figure(fig, alt=(
@@ -1449,9 +1451,9 @@ for _ in range(200):
 print("confusion matrix, IoU, Dice and boundary bands: equal")
 
 # %%
-label, prediction = square(20).long(), square(20).roll(3, 1).long()
-inter, union = sl.evaluation.boundary_counts(prediction, label, 2)
-np.testing.assert_allclose(inter[1] / union[1], boundary_iou(prediction > 0, label > 0), rtol=1e-6)
+truth, prediction = square(20).long(), square(20).roll(3, 1).long()
+inter, union = sl.evaluation.boundary_counts(prediction, truth, 2)
+np.testing.assert_allclose(inter[1] / union[1], boundary_iou(prediction > 0, truth > 0), rtol=1e-6)
 sizes = [(64, 64), (512, 512), (1024, 2048)]
 print("d in px:", {f"{h} x {w}": metrics.boundary_distance(h, w) for h, w in sizes})
 print(f"boundary IoU of a square moved by 3 px: {inter[1] / union[1]:.3f}")
@@ -1522,7 +1524,7 @@ print(inspect.getsource(upsample))
 #
 # **Why is my IoU so high although the masks flood everything?** Look at the label of the
 # background. If it is 255 (or was shifted to 255 by an option such as *reduce zero label*), you are
-# reading a recall.
+# reading little more than a recall.
 #
 # **Can I count objects with a semantic network?** Only if they never touch and never hide each other.
 # Otherwise train for instances, or give the rim between touching objects a class of its own.

@@ -109,9 +109,9 @@ tokens[0].detach()
 # Four tokens of length 2. The means are 2.5, 4.5, 10.5, 12.5, and everywhere the right column is
 # larger by one.
 #
-# Now look at what the matrix did: the same four weights, laid on every patch in turn. That is what
-# a convolution does, if it steps as far as its kernel is wide. So give the same weights to a
-# convolution:
+# Now look at what the matrix did: the same two rows of four weights, laid on every patch in turn.
+# That is what a convolution does, if it steps as far as its kernel is wide. So give the same weights to
+# a convolution:
 
 # %%
 conv = nn.Conv2d(1, 2, kernel_size=2, stride=2, bias=False)
@@ -805,8 +805,8 @@ show.figure(fig, alt=(
 # </details>
 # <details><summary>Help: my sizes are one too small</summary>
 #
-# `n // s` rounds down. That would be right without padding; with `kernel // 2` zeros on both sides
-# one more window fits.
+# `n // s` rounds down. That is right for windows as wide as the step, without padding. With
+# `kernel // 2` zeros on both sides what is left over gets a window, too, so the size rounds up.
 #
 # </details>
 

@@ -437,7 +437,7 @@ for side in (128, 256, 512):
 #
 # - A. An error: 64 does not divide 56.
 # - B. Strips of 56 tokens; the last 8 are dropped.
-# - C. A line and a piece of the next: the strips wrap, each at another place.
+# - C. Strips of 64 tokens that go on in the next line, and do not all begin at the same place.
 
 # %%
 sides = (128, 224, 256)
@@ -791,7 +791,8 @@ show.figure(fig, alt=(
 # forms are one line, as they have the same number of weights; that $O(N^2)$ line and the $O(N^2 / R)$
 # line are parallel, 64 apart. In the middle the time follows them once the
 # picture is large; for small ones the linear maps cost as much as the attention. Right, memory: only
-# the printed equation climbs as $N^2$. The fused forms hold little more than the tokens themselves.
+# the printed equation climbs as $N^2$. The fused forms hold a few more maps as large as the tokens
+# (queries, keys, values, the result), and no matrix.
 
 # %%
 full_1024, reduced_1024 = (next(p for p in rows[form] if p["side"] == 1024)
@@ -1193,7 +1194,7 @@ print(inspect.getsource(sl.EfficientSelfAttention))
 # its own so that `attention_map` can use it. (`Linear` is `nn.Linear` for maps of tokens: the same
 # function, faster on some processors, see [chapter 14](14_speed.ipynb).) The class of this chapter
 # takes the weights of all four stages of a real B0, `strict`, and must give the same numbers, here on
-# the token maps of a picture of 250 × 333 pixels:
+# random tokens, as many as a picture of 250 × 333 pixels has:
 
 # %%
 for number, (dim, heads, stride) in enumerate(stages, start=1):
@@ -1234,7 +1235,8 @@ for number, (dim, heads, stride) in enumerate(stages, start=1):
 # - No scale: the softmax decides too early.
 # - $\sqrt{C}$ in place of $\sqrt{C / heads}$: invisible in stage 1, which has one head.
 # - Heads merged without `transpose(1, 2)`: also invisible in stage 1.
-# - Sides that are no multiple of 32: the last tokens are never keys. Small pictures lose most.
+# - Sides that are no multiple of 32: in some stages the last tokens are in no key. Small pictures lose
+#   most.
 
 # %% [markdown]
 # ## In short

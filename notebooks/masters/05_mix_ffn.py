@@ -206,7 +206,7 @@ print("by hand:", (window * kernels[0, 0]).sum().item())
 
 # %% [markdown]
 # The window has 12 in its middle, and the result is its right neighbour, 13. All places at once:
-# `groups=2` says "two channels, each on its own".
+# `padding=1` keeps the map at 5 × 5, and `groups=2` says "two channels, each on its own".
 #
 # **Predict, then run.** Channel 1 is one everywhere and its kernel sums nine numbers. What comes
 # out?
@@ -533,7 +533,7 @@ show.figure(fig, alt=(
 
 # %% [markdown]
 # Each map has its own scale, with its largest value in the title. Zeros in the patch embeddings
-# (upper row) mark mostly the upper and left border, as they did there: at sizes that 32 divides, the
+# (upper row) mark mostly the upper and left border, as in chapter 03: at sizes that 32 divides, the
 # last window ends on the last pixel and sees no padding. Zeros in Mix-FFN (lower row) mark all four
 # sides, by little. From stage to stage the marked frame reaches further in, because a token covers
 # more of the picture and two more blocks have passed it on.
@@ -718,7 +718,8 @@ print("rows at the border: named as at 64 px; rows in the middle: all named alik
 # - **Mix-FFN**: the released MiT-B0.
 # - **table**: a plain MLP in place of Mix-FFN, and a table of positions in every stage.
 # - **neither**: the plain MLP and no table. What is left then?
-# - **Mix-FFN, circular padding**: the convolution is there, the leak is closed.
+# - **Mix-FFN, circular padding**: the convolution is there, the leak is closed, in the patch
+#   embeddings too.
 #
 # It trains with `sl.compare`, 3,000 steps each, for most of an hour, so its results lie in
 # `docs/results` too.
@@ -727,7 +728,7 @@ print("rows at the border: named as at 64 px; rows in the middle: all named alik
 #
 # - A. From neither to the table: position is what a plain MLP lacks.
 # - B. From neither to Mix-FFN with circular padding: looking at the neighbours.
-# - C. From circular to zero padding in Mix-FFN: position again.
+# - C. From circular to zero padding: position again.
 
 # %%
 small = json.loads((results / "position-table.json").read_text())
@@ -968,7 +969,7 @@ checks.leak_free(leak_free_segformer())
 print(inspect.getsource(sl.MixFFN))
 
 # %% [markdown]
-# The same four lines. (`Linear` is `nn.Linear` for maps of tokens: the same function, faster on some
+# The same steps. (`Linear` is `nn.Linear` for maps of tokens: the same function, faster on some
 # processors, see [chapter 14](14_speed.ipynb).) And the test: the class of this chapter takes the weights of all eight
 # Mix-FFNs of a real B0, `strict`, and must give the same numbers.
 

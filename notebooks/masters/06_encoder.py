@@ -24,6 +24,7 @@
 # least an idea of what goes in and out of these three.
 
 # %% tags=["setup", "nbval-ignore-output"]
+import copy
 import inspect
 import json
 import math
@@ -202,7 +203,7 @@ for name, (sizes, likeness) in stacks.items():
 # **B.** Left panel, logarithmic: without a norm (dashed) the size explodes. With pre-norm (solid)
 # it grows, and ever more slowly. Right panel: how much of the start is still in the sum.
 #
-# *Why.* Without a norm each branch adds something as large as what it reads, so the size is
+# *Why.* Without a norm what a branch adds is always the same share of what it reads, so the size is
 # multiplied, block after block. With pre-norm each branch reads tokens of size 1, whatever their
 # size in the sum: it adds about the same amount every time. Independent amounts would add up
 # in their squares, and the size would grow like the square root of the number of blocks; here it grows
@@ -449,7 +450,8 @@ except ValueError as error:
 # ## The family
 #
 # All six, from one class. The table counts parameters and multiply-accumulates (MACs) of one picture
-# of 512 × 512 pixels with 150 classes, and sets them beside what the paper's Table 1a prints. The
+# of 512 × 512 pixels (for B5 of 640 × 640, as the paper does) with 150 classes, and sets them beside what
+# the paper's Table 1a prints. The
 # decoder is the one of the paper's equations; the package's computes the same with less
 # ([chapter 07](07_mlp_decoder.ipynb#the-folded-decoder)).
 
@@ -494,11 +496,11 @@ tokens, keys = [(512 // n) ** 2 for n in (4, 8, 16, 32)], 256
 in_a_block = sum(2 * n * keys * c for n, c in zip(tokens, VARIANTS["b0"].dims))  # Q Kᵀ and A V
 products = 2 * in_a_block / 1e9  # two blocks in each stage
 folded = macs(network("b0", decoder=sl.models.MLPDecoder), 512) / 1e9
-for what, count in [("multiply-accumulates, all of them", counted["b0"]),
+for what, value in [("multiply-accumulates, all of them", counted["b0"]),
                     ("twice that: additions and multiplications", 2 * counted["b0"]),
                     ("a counter of layers, which misses Q Kᵀ and A V", counted["b0"] - products),
                     ("all of them, with the package's decoder", folded)]:
-    print(f"{count:5.2f} G  {what}")
+    print(f"{value:5.2f} G  {what}")
 
 # %% [markdown]
 # And a fifth, for street scenes of 1024 × 2048 pixels. Cityscapes has 19 classes. Which of the
@@ -850,7 +852,7 @@ show.figure(fig, alt=(
 
 # %% tags=["nbval-ignore-output"]
 MORE = 4 if session.quick else 200
-trained = models["released"]
+trained = copy.deepcopy(models["released"])  # so the cell can run again
 losses, _ = train_some(trained, MORE, seed=1)
 print(f"after {STEPS + MORE} steps in all: loss {np.mean(losses[-20:]):.2f}")
 
@@ -1022,10 +1024,10 @@ if path.exists():
 
 # %% [markdown]
 # Each bar is a mean over seeds, each dot one seed. Read them with two things in mind. The pictures
-# are tiny: at 96 pixels $F_4$ has 3 × 3 tokens, so it is asked for far more than at 512. Even so
-# the answer to the second question is the paper's: all four maps are ahead of $F_4$ alone, by more
-# than a change of seed would explain. To the first there is none yet: B1's lead is smaller than
-# that. Nothing here was pretrained: a larger network needs more than some hundred steps to show
+# are tiny: at 96 pixels $F_4$ has 3 × 3 tokens, so alone it is worse off than at 512. The answer to the
+# second question points where the paper's does: all four maps are ahead of $F_4$ alone, by more than a
+# change of seed would explain. The first question has no answer yet: B1's lead is smaller than that.
+# Nothing here was pretrained: a larger network needs more than some hundred steps to show
 # what it can do.
 
 # %% [markdown] tags=["exercise"]
@@ -1235,7 +1237,7 @@ with torch.no_grad():
 # ## In short
 #
 # - A block is two branches, normalise-attend and normalise-work, each *added* to what came in.
-# - Pre-norm makes the network one long sum: nothing explodes, nothing of the start is lost at once.
+# - Pre-norm makes each stage one long sum: nothing explodes, nothing of the start is lost at once.
 # - Drop path leaves out whole branches, late ones more often, and keeps their average.
 # - A stage is embed, blocks, norm; four stages give maps at 1/4, 1/8, 1/16 and 1/32 of any picture
 #   from 32 pixels up.

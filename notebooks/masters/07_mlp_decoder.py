@@ -83,7 +83,7 @@ show.network(lit="decoder")
 # | $C$ | `dim` | 256 | width of the decoder |
 # | $N_{cls}$ | `num_classes` | 150 for ADE20K | classes (background is one in COCO and chest CT, not in ADE20K) |
 #
-# (Where the second line is printed the paper has $W/4 \times W/4$. The height is meant.)
+# (The paper prints $W/4 \times W/4$ in the second line; $H/4 \times W/4$ is meant.)
 
 # %% [markdown]
 # ## By hand, line by line
@@ -916,12 +916,12 @@ for stride in (2, 4, 8, 16):
     print(f"{stride:6d}   ", *[f"{v:8.2f}" for v in ious])
 
 # %%
-label = labels[30]
-area = {name: int((label == c).sum()) for c, name in enumerate(chest.classes)}
-print(area, "of", tuple(label.shape))
+slice_label = labels[30]
+area = {name: int((slice_label == c).sum()) for c, name in enumerate(chest.classes)}
+print(area, "of", tuple(slice_label.shape))
 crop = (slice(88, 168), slice(58, 198))
 ct = masks.as_picture(chest[30][0])
-maps = [label, *[ideal(label, stride) for stride in (4, 8, 16)]]
+maps = [slice_label, *[ideal(slice_label, stride) for stride in (4, 8, 16)]]
 pictures = [masks.overlay(ct, m, chest.palette)[crop] for m in maps]
 fig = show.grid(pictures, ["the label", "stride 4", "stride 8", "stride 16"], columns=2, cell=3.1)
 show.figure(fig, alt=(
@@ -941,7 +941,7 @@ show.figure(fig, alt=(
 # If the notebook is running, move the disc and the stride yourself:
 
 # %% tags=["nbval-ignore-output"]
-from ipywidgets import FloatSlider, IntSlider, interact
+from ipywidgets import Dropdown, FloatSlider, interact
 
 
 def try_disc(radius, stride, place):
@@ -954,7 +954,7 @@ def try_disc(radius, stride, place):
 
 
 _ = interact(try_disc, radius=FloatSlider(value=6, min=1, max=32, step=0.5, continuous_update=False),
-             stride=IntSlider(4, 1, 16, continuous_update=False),
+             stride=Dropdown(options=[1, 2, 4, 8, 16], value=4),
              place=FloatSlider(value=0, min=0, max=8, step=0.5, continuous_update=False))
 
 # %% [markdown]
@@ -1013,9 +1013,9 @@ show.figure(fig, alt=(
 # ## The report's decoder
 #
 # The report writes the decoder a little differently, and the package has it beside the released
-# one. Five differences: no bias on the levels, `align_corners=True`, the order [F1, F2, F3, F4], group
-# norm with GELU for batch norm with ReLU, and no dropout. (The report leaves the number of groups open;
-# 32 is ours.)
+# one. The differences: a bias on the fusing map and none on the levels, `align_corners=True`, the order
+# [F1, F2, F3, F4], group norm with GELU for batch norm with ReLU, and no dropout. (The report leaves the
+# number of groups open; 32 is ours.)
 
 # %%
 from segformer_lite.models.variants import ReportDecoder
@@ -1176,9 +1176,9 @@ checks.mlp_decoder(MyDecoder)
 #
 # For use, a trained network can be folded once and for all. A decoder that *adds* one map per level
 # has no `fuse` at all, and still gives the same scores. Write `SumDecoder`, then a function that
-# takes a SegFormer-B0 and returns a new one, made with `sl.create_model(..., decoder=SumDecoder)`,
-# with the same encoder and the right numbers in its decoder. The check compares the scores of the
-# two networks and counts their parameters.
+# takes a SegFormer-B0 and returns a new one for as many classes (`model.num_classes`), made with
+# `sl.create_model(..., decoder=SumDecoder)`, with the same encoder and the right numbers in its
+# decoder. The check compares the scores of the two networks and counts their parameters.
 #
 # <details><summary>Hint</summary>
 #
@@ -1307,7 +1307,7 @@ for variant, width in (("b0", 256), ("b2", 768)):
 #
 # - The decoder is two matrices per pixel with a bend between them: an MLP, the same at every place.
 # - Upsampling commutes with channel maps, so level and fusing matrix fold into one: the same
-#   function and gradients, for B0 at 512 pixels 4.1 in place of 8.4 G.
+#   function and gradients. All of B0 at 512 pixels then takes 4.1 in place of 8.4 G.
 # - "Lightweight" is true of the parameters. As printed, the decoder is 62 % of B0's work.
 # - Scores come at 1/4. What is smaller than a few tokens across is lost unless the network learns
 #   to exaggerate it.

@@ -260,18 +260,18 @@ print([(a["category_id"], int(region(a, 112, 160).sum())) for a in laid])
 # %%
 names = ["background", "dining table", "pizza", "cup", "fork"]
 new = {67: 1, 59: 2, 47: 3, 48: 4}
-maps = [paint(laid, 112, 160, new, largest_first=order) for order in (True, False)]
+painted = [paint(laid, 112, 160, new, largest_first=largest) for largest in (True, False)]
 palette = sl.data.default_palette(5)
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.1))
 for a in laid:
     for polygon in a["segmentation"]:
         axes[0].fill(polygon[::2], polygon[1::2], fc="none", ec=show.COLOURS["blue"])
 axes[0].set(xlim=(0, 160), ylim=(112, 0), aspect="equal")
-for ax, labels in zip(axes[1:], maps):
+for ax, labels in zip(axes[1:], painted):
     ax.imshow(masks.colourise(labels, palette))
 for ax, title in zip(axes, ["the outlines", "largest first", "smallest first"]):
     ax.set(title=title, xticks=[], yticks=[])
-masks.legend(fig, maps, names, palette)
+masks.legend(fig, painted, names, palette)
 show.figure(fig, alt=(
     "Left, the outlines of a table with a pizza, two cups and a fork on it. Middle and right, their label map "
     "painted largest first and smallest first; the answer below says what is left of them."))
@@ -377,12 +377,12 @@ print(Counter((image["height"], image["width"]) for image in tiny.images).most_c
 # %%
 maps = [coco.read_mask(i) for i in range(len(coco))]
 pixels = sum(np.bincount(m.ravel(), minlength=256) for m in maps)
-pictures = sum(np.bincount(np.unique(m), minlength=256) for m in maps)
+occurs_in = sum(np.bincount(np.unique(m), minlength=256) for m in maps)
 share = pixels[:11] / pixels[:11].sum()
-order = np.argsort(-share)
+by_share = np.argsort(-share)
 fig, ax = plt.subplots(figsize=(5.2, 2.6))
-ax.barh(range(11), 100 * share[order], color=coco.palette[order] / 255, ec="#555555")
-ax.set(xscale="log", yticks=range(11), yticklabels=[coco.classes[c] for c in order],
+ax.barh(range(11), 100 * share[by_share], color=coco.palette[by_share] / 255, ec="#555555")
+ax.set(xscale="log", yticks=range(11), yticklabels=[coco.classes[c] for c in by_share],
        xlabel="per cent of the labelled pixels (logarithmic)")
 ax.invert_yaxis()
 show.figure(fig, alt=(
@@ -390,8 +390,8 @@ show.figure(fig, alt=(
     "nearly 80 per cent, pizza follows with 6, and the kite is last with half a per cent."))
 
 # %%
-for c in (order[0], order[1], order[-1]):
-    of_pictures = pictures[c] / len(maps)
+for c in (by_share[0], by_share[1], by_share[-1]):
+    of_pictures = occurs_in[c] / len(maps)
     print(f"{coco.classes[c]:10s} {share[c]:6.2%} of pixels, in {of_pictures:4.0%} of pictures")
 print(f"labelled 255: {pixels[255] / pixels.sum():.2%} of all pixels")
 
@@ -904,8 +904,8 @@ show.figure(fig, colours=64, alt=(
 # lung one black hole. Right: bone. These three are customary settings. What lies outside the window
 # is *gone*: no brightness slider brings it back from an 8-bit picture.
 #
-# In the Kaggle set the choice has been made already, and not the same for everybody. Five
-# patients, same height:
+# In the Kaggle set the choice has been made already, and not the same for everybody. Our sample is like
+# it there. Five of its drawn patients, at about the same height:
 
 # %%
 first_of = {patient: ct.patients.index(patient) for patient in dict.fromkeys(ct.patients)}
@@ -926,7 +926,8 @@ show.figure(fig, colours=64, alt=(
 # relying on it.
 #
 # The last panel shows something that the eye overlooks on black: a **circular field of view**. Beyond
-# the disc the scanner saw nothing, and the value is exactly 0 in every slice. The masks say
+# the disc the scanner saw nothing, and the value is 0 in every slice (but for JPEG's ripples at the rim,
+# hence the 4). The masks say
 # background there, and so does the package. Calling it 255 would be defensible too; it would hardly
 # change a score, because black corners are easily told from lungs.
 
@@ -1038,7 +1039,8 @@ show.figure(fig, alt=(
 # of 1 to 5 millimetres has 60 to 300, so its neighbours are closer still, and the leak is larger.
 #
 # A trained network leaks in the same way: what it remembers of a patient is worth points. The remedy
-# costs nothing. **Divide patients, not slices**, then pictures. The package does it by default:
+# costs nothing. **Divide patients, not slices**; each slice goes where its patient goes. The package does
+# it by default:
 
 # %%
 train_set, val_set = both
@@ -1105,9 +1107,10 @@ print("done; what is not in the folder data is left out")
 # %% [markdown]
 # ### Your own pictures
 #
-# Two folders and a list of names are enough. Masks are grey PNG files, one class number per pixel.
-# PNG, because it returns exactly what was put in. Two pictures lie in the folder below, and one is
-# seen: without lists of names the folder is divided into training and validation.
+# Two folders and `classes.txt`, a class's name in each line, are enough. Masks are grey PNG files, one
+# class number per pixel. PNG, because it returns exactly what was put in. Two pictures lie in the folder
+# below, and one is seen: without `train.txt` and `val.txt`, which list pictures, the folder is divided
+# into training and validation.
 
 # %%
 folder = Path(tempfile.mkdtemp()) / "my_images"
@@ -1308,10 +1311,10 @@ checks.progress()
 print(inspect.getsource(sl.data.coco.paint))
 
 # %% [markdown]
-# The same two passes, with one more rule: an object whose class is not learned paints background
-# over what it hides. Around it stands what a real file needs: maps are painted once and kept in a
-# cache, every entry is checked, and an error names the file and the annotation. Now compare, every
-# map of the training set, pixel by pixel:
+# The same two passes, with a rule for classes that are not learned: an object of theirs paints
+# background over what it hides, a crowd of theirs leaves no trace. Around it stands what a real file
+# needs: maps are painted once and kept in a cache, every entry is checked, and an error names the
+# file and the annotation. Now compare, every map of the training set, pixel by pixel:
 
 # %%
 number = {image["file_name"]: i for i, image in enumerate(tiny.images)}

@@ -596,8 +596,8 @@ def found_by_size(name, edges):
 
 EDGES = (140, 170, 200, 260)
 NAMES = [f"below {EDGES[0]}", *(f"to {high}" for high in EDGES[1:]), f"above {EDGES[-1]}"]
-rows = found_by_size("plain", EDGES)
-for name, (count, share) in zip(NAMES, rows):
+by_area = found_by_size("plain", EDGES)
+for name, (count, share) in zip(NAMES, by_area):
     print(f"{name:9s} px: {count:3d} pieces, {share:.0%} found")
 
 # %%
@@ -610,8 +610,8 @@ left.plot(list(best), list(best.values()), "^-", ms=4, color=show.COLOURS["orang
 left.axvline(CONFIG.size, color="#999999", lw=1)
 left.set(xlabel="input, px", ylabel="Dice at stride 4", ylim=(0, 1.02))
 left.legend(fontsize=7, loc="lower right")
-right.bar(range(len(rows)), [share for _, share in rows], color=show.COLOURS["red"])
-right.set(xticks=range(len(rows)), ylim=(0, 1), xlabel="pixels of the piece (file of 256 px)",
+right.bar(range(len(by_area)), [share for _, share in by_area], color=show.COLOURS["red"])
+right.set(xticks=range(len(by_area)), ylim=(0, 1), xlabel="pixels of the piece (file of 256 px)",
           ylabel="share found")
 right.set_xticklabels(NAMES, rotation=30, ha="right", fontsize=8)
 show.figure(fig, alt=(
@@ -619,7 +619,7 @@ show.figure(fig, alt=(
     "everywhere; the trachea by shares rises from zero at 64 pixels to about 0.9 at 192, by best scores it "
     "begins above 0.7 and rises to nearly one. Right, bars of the share of trachea pieces that were "
     "found, by their size: "
-    + ", ".join(f"{name} px {share:.0%}" for name, (_, share) in zip(NAMES, rows)) + "."))
+    + ", ".join(f"{name} px {share:.0%}" for name, (_, share) in zip(NAMES, by_area)) + "."))
 
 # %% [markdown]
 # Left what a map can hold, the grey line at the size that was trained; right the network that was

@@ -329,9 +329,9 @@ for pixel in (128, 144):
 with Image.open(cbook.get_sample_data("grace_hopper.jpg")) as file:
     square = file.convert("RGB").crop((0, 20, 512, 532)).resize((256, 256))
 photo = torch.from_numpy(np.array(square)).permute(2, 0, 1)
-field = receptive_field(fresh, photo[None], "stage4", pixel=(128, 128))
-sides = {f"{q:.0%}": field.side(q) for q in (0.2, 0.5, 0.95)}
-fig = masks.field_figure(photo, field, field.pixel, sides, "stage 4, random weights", width=2.2)
+wide = receptive_field(fresh, photo[None], "stage4", pixel=(128, 128))
+sides = {f"{q:.0%}": wide.side(q) for q in (0.2, 0.5, 0.95)}
+fig = masks.field_figure(photo, wide, wide.pixel, sides, "stage 4, random weights", width=2.2)
 show.figure(fig, colours=64, alt=(
     "The photograph of a woman in uniform, and beside it the receptive field of the place in its "
     "middle, stage 4 of a random SegFormer: a bright patch in the middle that fades, and a faint "
@@ -339,13 +339,13 @@ show.figure(fig, colours=64, alt=(
     "of the mass."))
 
 # %%
-print(f"side(0.5)       {field.side(0.5)} px: the smallest square that holds half of the mass")
-print(f"area(0.5)       {field.area(0.5):.3f}: the share of the picture that this square takes")
-print(f"extent(0.5)     {field.extent(0.5)}: rows and columns of the smallest bands")
-print(f"anisotropy(0.5) {field.anisotropy(0.5):.2f}: "
+print(f"side(0.5)       {wide.side(0.5)} px: the smallest square that holds half of the mass")
+print(f"area(0.5)       {wide.area(0.5):.3f}: the share of the picture that this square takes")
+print(f"extent(0.5)     {wide.extent(0.5)}: rows and columns of the smallest bands")
+print(f"anisotropy(0.5) {wide.anisotropy(0.5):.2f}: "
       "columns over rows; a horizontal streak is above 1")
-print(f"centre_share(8) {field.centre_share(8):.2f}: mass within 8 px of the pixel")
-print(f"support()       {field.support():.0%}: pixels with any gradient at all")
+print(f"centre_share(8) {wide.centre_share(8):.2f}: mass within 8 px of the pixel")
+print(f"support()       {wide.support():.0%}: pixels with any gradient at all")
 
 # %% [markdown]
 # The colours go down by powers of ten, so the faint mosaic is real and a thousandth as bright. Half of
@@ -356,6 +356,8 @@ print(f"support()       {field.support():.0%}: pixels with any gradient at all")
 #
 # That was stage 4, the end of the encoder. Attention works in every block from the first one on. Does
 # the beginning see as far?
+#
+# A `Probe` is one forward pass, kept; every field is then one backward pass through it.
 #
 # **Predict, then run.** A SegFormer with random weights and noise of 256 px. What does stage 1 see?
 #
@@ -385,9 +387,7 @@ for layer in probe.layers:
 #
 # </details>
 #
-# **Global attention is an opportunity.** Whether it is taken is decided by training. (A `Probe` is
-# one forward pass, kept; every field is then one backward pass through it. The widget below lives
-# on that.)
+# **Global attention is an opportunity.** Whether it is taken is decided by training.
 
 # %% [markdown]
 # ### A measure with a trap
@@ -395,20 +395,20 @@ for layer in probe.layers:
 # Many papers measure fields as RepLKNet's script does: take $\log_{10}(g + 1)$ of the gradient $g$,
 # *then* look for the square that holds half. The logarithm makes faint parts visible. But gradients
 # have a scale, and it says nothing about where a network looks: double the loss, and all gradients
-# double. Give the same two fields, multiplied by 1, by 100 and by 10,000:
+# double. Take the fields of stages 1 and 4, with all gradients multiplied by 1, by 100 and by 10,000:
 
 # %%
 SCALES = (1, 100, 10_000)
-fields = {layer: probe(layer) for layer in ("stage1", "stage4")}
+two = {layer: probe(layer) for layer in ("stage1", "stage4")}
 print("gradients times", *(f"{scale:>8,}" for scale in SCALES), "    without log")
-for layer, field in fields.items():
+for layer, field in two.items():
     areas = [f"{field.log_area(0.5, scale):8.3f}" for scale in SCALES]
     print(f"{layer}         ", *areas, f"{field.area(0.5):14.3f}")
 
 # %%
 many = np.logspace(0, 6, 25)
 fig, ax = plt.subplots(figsize=(4.6, 2.5))
-for (layer, field), colour in zip(fields.items(), ("blue", "orange")):
+for (layer, field), colour in zip(two.items(), ("blue", "orange")):
     areas = [field.log_area(0.5, s) for s in many]
     ax.semilogx(many, areas, color=show.COLOURS[colour], label=layer)
     ax.axhline(field.area(0.5), color=show.COLOURS[colour], ls=":", lw=1)
@@ -600,9 +600,9 @@ torch.manual_seed(0)
 deeplab = torchvision.models.segmentation.deeplabv3_resnet50(
     weights=None, weights_backbone=None, num_classes=11)
 paths = [*(f"backbone.layer{i}" for i in (1, 2, 4)), "classifier"]
-probe = Probe(deeplab, scenes[:1], paths)
-for layer in probe.layers:
-    field = probe(layer, MIDDLE)
+in_torchvision = Probe(deeplab, scenes[:1], paths)
+for layer in paths:
+    field = in_torchvision(layer, MIDDLE)
     print(f"{layer:16} half of the mass in {field.side(0.5):3d} px, support {field.support():.0%}")
 
 # %% [markdown]
@@ -825,14 +825,14 @@ print("the field has changed:", bool(abs(before - after).sum() > 0.01))
 # has one map for all classes.
 
 # %% tags=["nbval-ignore-output"]
-probe = Probe(segformer, scene[None], ["stage3", "decoder"])
-classes = [probe("decoder", MIDDLE, f"logit {k}").map for k in (0, 1, 5)]
+late = Probe(segformer, scene[None], ["stage3", "decoder"])
+classes = [late("decoder", MIDDLE, f"logit {k}").map for k in (0, 1, 5)]
 print(f"fields of three classes share {overlap(classes):.2f} (1: all the same)")
 place = MIDDLE[0] // 16 * 12 + MIDDLE[1] // 16
 asked = sl.analysis.attention_map(segformer, scene, "stage3.block2", MIDDLE).mean(0)
 rollout_map = rolled[place].view(12, 12).repeat_interleave(16, 0).repeat_interleave(16, 1).numpy()
 panels = {"attention, last block": asked, "rollout, stage 3": rollout_map,
-          "field, stage 3": probe("stage3", MIDDLE).map}
+          "field, stage 3": late("stage3", MIDDLE).map}
 
 # %% tags=["nbval-ignore-output"]
 fig = show.grid([scene, *(masks.heat(masks.decades_below(p, 2), -2, 0) for p in panels.values())],
@@ -869,8 +869,8 @@ labels = {name: model.predict(scene[None])[0] for name, model in shown.items()}
 widgets.erf_explorer(probes, scene, labels, val_set.palette, val_set.classes)
 
 # %% [markdown]
-# Try a place near the rim of a thing, then one in the sky. Then go through the layers of one network,
-# and change the network at the last. And compare two masks of the scene, SegFormer's left of the line
+# Try a place near the rim of a thing, then one in the sky. Then go through the layers of one network; at
+# its last layer change the network. And compare two masks of the scene, SegFormer's left of the line
 # and DeepLabV3+'s right of it:
 
 # %% tags=["nbval-ignore-output"]

@@ -564,10 +564,10 @@ neighbours = json.loads((results / "neighbours.json").read_text(encoding="utf-8"
 floor = neighbours["sets"]["sample-coco"]["rows"]["majority"][0]["miou"]
 print(f"everything background: mIoU {floor:.3f}, clean or not")
 for network, runs in stored["runs"].items():
-    clean = np.mean([run["clean"] for run in runs])
+    unspoiled = np.mean([run["clean"] for run in runs])
     raw = np.mean([run["retention"]["pixels"]["all"] for run in runs])
-    print(f"{network:14s} retention {raw:.2f}, of which {floor / clean:.2f} are free; "
-          f"above the floor it keeps {(raw * clean - floor) / (clean - floor):.2f}")
+    print(f"{network:14s} retention {raw:.2f}, of which {floor / unspoiled:.2f} are free; "
+          f"above the floor it keeps {(raw * unspoiled - floor) / (unspoiled - floor):.2f}")
 
 # %% [markdown]
 # <details>

@@ -218,16 +218,18 @@ for name in ("gift.bin", "cut.safetensors", "nothing-here"):
 # `HF_HUB_OFFLINE=1` uses the cache alone.
 
 # %% tags=["nbval-ignore-output"]
+START = str(run.folder)  # what the runs further down start from
 model, palette, short_side = run.model, sl.data.open_dataset("sample-coco", "val").palette, 64
 names = from_folder.classes
 if session.full:
     try:
         model = sl.SegFormer.from_pretrained(HUB)
         names, palette, short_side = model.classes, sl.data.default_palette(model.num_classes), 512
+        START = HUB
     except ValueError as error:
         print(error)
 model = model.to(session.device).eval()
-print("from here on:", "the stand-in" if model is run.model else HUB, "with", len(names), "classes")
+print("from here on:", HUB if START == HUB else "the stand-in", "with", len(names), "classes")
 
 # %% [markdown]
 # ## Your own photographs
@@ -261,20 +263,20 @@ found = [segment(model, image, short_side) for image in mine]
 fig = show.grid([*mine, *(masks.overlay(i, m, palette) for i, m in zip(mine, found))], columns=3, cell=1.9)
 masks.legend(fig, found, names, palette)
 show.figure(fig, colours=128, alt=(
-    "Upper row: the photograph of an officer and two drawn scenes. Lower row: the same with the stand-in's "
-    "masks laid over. On the drawn scenes some large objects are partly covered and most are missed; on the "
-    "photograph most of the face is labelled as pizza."))
+    "Upper row: the photograph of an officer and two drawn scenes. Lower row: the same with the network's "
+    "masks laid over. Those of the stand-in: on the drawn scenes some large objects are partly covered and "
+    "most are missed; on the photograph most of the face is labelled as pizza."))
 
 # %% [markdown]
-# On the drawn scenes the masks have something to do with the objects. On the photograph they have
-# little: the face has the colours of the drawn pizza, so most of it becomes one. *Why?* The
+# The stand-in's masks have something to do with the objects on the drawn scenes. On the photograph they
+# have little: the face has the colours of the drawn pizza, so most of it becomes one. *Why?* The
 # stand-in never saw a photograph; skin, cloth and shadow are not in its world. No message says so,
 # every network answers every picture. **Weights are worth what they have seen.**
 
 # %% [markdown]
 # ### The size at which it is seen
 #
-# This network was trained with a short side of 64 pixels. [Chapter
+# The stand-in was trained with a short side of 64 pixels. [Chapter
 # 12](12_robustness.ipynb#another-size-at-test-time) asked at which size a network is best; here is the
 # check to make with any weights before you use them:
 
@@ -313,7 +315,7 @@ def draw_seen_at(side):
 
 from ipywidgets import IntSlider, interact
 
-_ = interact(draw_seen_at, side=IntSlider(64, 32, 256, 32, continuous_update=False))
+_ = interact(draw_seen_at, side=IntSlider(short_side, 32, max(256, short_side), 32, continuous_update=False))
 
 # %% [markdown]
 # ## More than one look
@@ -659,7 +661,6 @@ show.figure(fig, alt=(
 # - C. Frozen: the fewer numbers learn, the fewer labels are needed.
 
 # %%
-START = str(run.folder) if model is run.model else HUB
 WAYS = {"scratch": {}, "weights, usual rate": {"weights": START},
         "weights, low rate": {"weights": START, "lr": 1e-4, "head_lr_mult": 100},
         "weights, frozen": {"weights": START, "freeze_encoder": True}}
@@ -726,8 +727,9 @@ assert session.quick or best.report.per_class["metal"]["iou"] > 0.6, "a minute m
 # released training gives the decoder ten times the encoder's rate for the same reason. In full mode
 # this section starts from released weights: run it, and see the order change or not.
 #
-# One seed and a minute of training: read differences of a few hundredths as chance, and repeat with
-# `sl.compare(..., seeds=3)` before you believe them. How much pretraining matters depends on how
+# One seed and a minute of training: read differences of a few hundredths as chance. Before you believe
+# them, repeat: `sl.compare({way: settings(way, None) for way in WAYS}, seeds=3, folder=WORK / "compare")`
+# trains on the slices that are listed now, all 32. How much pretraining matters depends on how
 # much data there is. Users of the released code report that ADE20K from scratch ends far below the
 # published numbers ([chapter 09](09_train_coco.ipynb)). With 50,000 pictures and 100 epochs the
 # report did without.

@@ -282,8 +282,8 @@ ax.barh(place + 0.2, list(shares.values()), 0.38, color=show.COLOURS["orange"], 
 ax.set_yticks(place, list(shares))
 ax.invert_yaxis()
 ax.legend()
-counted = ("linear, convolution", "attention")
-uncounted = sum(value for kind, value in shares.items() if kind not in counted)
+counted_kinds = ("linear, convolution", "attention")
+uncounted = sum(value for kind, value in shares.items() if kind not in counted_kinds)
 show.figure(fig, alt=(
     "Horizontal bars for kinds of operations, share of the arithmetic in blue and of the time in orange. "
     "Linear maps and convolutions have nearly all the arithmetic and a smaller share of the time; depth-wise "
@@ -466,8 +466,9 @@ show.figure(draw_roof(widths, "Linear, C to C"), alt=(
 # The same operation, from left to right only wider, climbs below the slope and comes near the roof.
 # (The narrowest stay far below even the slope: rows of four or eight numbers do not fill the
 # processor's instructions.) B0 has 32, 64, 160 and 256 channels, B5's decoder 768. **A small
-# network does not only compute less, it computes *more slowly*.** That is half of the answer to
-# Table 2; the other half is all that is not counted.
+# network does not only compute less, it computes *more slowly*.** By how much depends on the ridge: the
+# further right it lies, as on graphics cards, the more of B0's widths fall short of the roof. That is
+# one part of the answer to Table 2; the other is all that is not counted.
 #
 # One width at a time, with a slider (optional):
 
@@ -615,16 +616,17 @@ def pages_of(function):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before if resource else 0
 
 
-for mib in (16, 40):
+for mib in (16, 128):
     x, y = torch.zeros(2, mib * 2**18)
     print(f"{mib} MiB: {pages_of(partial(torch.add, x, y)):6,} pages brought anew")
 
 # %% [markdown]
-# (A single large size may fall back to the left's level: there the library happened to hold a free
-# block that was large enough. macOS, Windows and other C libraries draw the line elsewhere or not at
-# all; your curve is what counts. A GPU has an allocator of PyTorch's own that keeps what it got.) So a
-# large tensor is expensive just by being *new*. In the network's decoder the sums of the four levels
-# are written `fused += y` for this reason, the largest maps of all.
+# (A single large size, in the curve or in this count, may fall back to the level of the small ones:
+# there the library happened to hold a free block that was large enough. macOS, Windows and other C
+# libraries draw the line elsewhere or not at all; your curve is what counts. A GPU has an allocator
+# of PyTorch's own that keeps what it got.) So a large tensor is expensive just by being *new*. In the
+# network's decoder the sums of the four levels are written `fused += y` for this reason, the largest
+# maps of all.
 
 # %% [markdown]
 # ## A loss in strips
@@ -996,10 +998,10 @@ print(f"pixels whose class changes: {changed.float().mean():.2%}")
 # %% tags=["nbval-ignore-output"]
 one = changed.sum((1, 2)).argmax()  # the slice with most of them
 first, second = exact[one].topk(2, dim=0).values
-found = exact[one].argmax(0)
-fig = show.grid([shown[one], masks.colourise(found, slices.palette), first - second, changed[one].float()],
+winners = exact[one].argmax(0)
+fig = show.grid([shown[one], masks.colourise(winners, slices.palette), first - second, changed[one].float()],
                 ["slice", "classes, float32", "lead of the winner", "changed by bf16"], cell=1.7)
-masks.legend(fig, [found], slices.classes, slices.palette)
+masks.legend(fig, [winners], slices.classes, slices.palette)
 show.figure(fig, colours=128, alt=(
     "A drawn chest slice, its organs in colour, the lead of the winning class over the second, dark along "
     f"borders, and the pixels whose class changes in bf16: {int(changed[one].sum())} of "
@@ -1035,14 +1037,14 @@ class Printed(MLPDecoder):
 
 SHORT = {1024: (125.5, 15.2, 76.2), 768: (51.7, 26.3, 75.3), 640: (31.5, 37.1, 73.7), 512: (17.7, 47.6, 71.9)}
 as_printed = {k: sl.create_model("segformer_b0", num_classes=k, decoder=Printed) for k in (19, 150)}
-counted = {k: {side: macs(m, (side, 2 * side)) / 1e9 for side in SHORT} for k, m in as_printed.items()}
+by_classes = {k: {side: macs(m, (side, 2 * side)) / 1e9 for side in SHORT} for k, m in as_printed.items()}
 for side, (gigas, fps, miou) in SHORT.items():
-    ours = "  ".join(f"{k} classes {by_side[side]:5.1f}" for k, by_side in counted.items())
+    ours = "  ".join(f"{k} classes {by_side[side]:5.1f}" for k, by_side in by_classes.items())
     print(f"{side:5d} px: printed {gigas:5.1f} G, counted with {ours}   FPS {fps:4.1f}   mIoU {miou}")
-large, small = SHORT[1024], SHORT[512]
-print(f"1024 to 512: {large[0] / small[0]:.1f} times less work as printed, "
-      f"{counted[19][1024] / counted[19][512]:.1f} as counted with 19, "
-      f"{small[1] / large[1]:.1f} times the FPS, {large[2] - small[2]:.1f} mIoU lost")
+at_1024, at_512 = SHORT[1024], SHORT[512]
+print(f"1024 to 512: {at_1024[0] / at_512[0]:.1f} times less work as printed, "
+      f"{by_classes[19][1024] / by_classes[19][512]:.1f} as counted with 19, "
+      f"{at_512[1] / at_1024[1]:.1f} times the FPS, {at_1024[2] - at_512[2]:.1f} mIoU lost")
 
 # %% [markdown]
 # Two things. The first line fits a network with 150 classes and the other three one with 19; Cityscapes
@@ -1086,8 +1088,8 @@ axes[1].legend(fontsize=8)
 show.figure(fig, alt=(
     "Left, mIoU against the milliseconds of one picture, a point for each side of the input: "
     + ", ".join(f"{side} px {reports[side].miou:.2f}" for side in SIDES) + ". Right, the IoU of each organ "
-    f"against the side; at {SIDES[0]} px "
-    + ", ".join(f"{name} {reports[SIDES[0]].per_class[name]['iou']:.2f}" for name in organs) + "."))
+    f"against the side; at {SIDES[1]} px "
+    + ", ".join(f"{name} {reports[SIDES[1]].per_class[name]['iou']:.2f}" for name in organs) + "."))
 
 # %% [markdown]
 # <details>
@@ -1245,9 +1247,9 @@ print(mask.shape, "pixels as network.predict gives them: more than 99.9 %:", boo
 # %% tags=["nbval-ignore-output"]
 for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
     x = torch.randn(shape)
-    timing = speed.take_turns({"torch": speed.inference(network, x, torch.float32),
-                               "onnx": partial(onnx_session.run, None, {"images": x.numpy()})}, TURNS)
-    low, middle, high = timing.ratio("torch", "onnx")
+    race = speed.take_turns({"torch": speed.inference(network, x, torch.float32),
+                             "onnx": partial(onnx_session.run, None, {"images": x.numpy()})}, TURNS)
+    low, middle, high = race.ratio("torch", "onnx")
     print(f"{shape}: onnxruntime is {middle:.2f} times as fast as PyTorch ({low:.2f} to {high:.2f})")
 
 # %% [markdown]
@@ -1260,10 +1262,11 @@ for shape in ((1, 3, 96, 96), (8, 3, 96, 96)):
 #
 # Back to the pages of [new tensors](#what-a-new-tensor-costs). On Linux with glibc, a program may ask
 # that freed memory be kept for its next tensors: `keep_freed_memory` raises two of glibc's thresholds
-# to a gigabyte, from which size on a block goes straight back to the system, and how much free memory
-# at the end of the heap does. That holds for the whole process and is not taken back. So for once
-# there are no turns: first a forward pass of eight pictures as it was, then the same again, kept. The
-# pages brought for one pass are counted, too; a count has no mood.
+# to a gigabyte: the size from which on a freed block goes straight back to the system, and how much
+# free memory may gather at the end of the heap before it goes back, too. That holds for the whole
+# process and is not taken back. So for once there are no turns: first a forward pass of eight
+# pictures as it was, then the same again, kept. The pages brought for one pass are counted, too; a
+# count has no mood.
 
 # %% tags=["nbval-ignore-output"]
 eight = speed.inference(model, sl.preprocess(torch.randint(0, 256, (8, 3, 256, 256), dtype=torch.uint8)),
@@ -1275,17 +1278,17 @@ for name in ("given back", "kept"):
     seconds |= speed.take_turns({name: eight}, TURNS).seconds
     pages[name] = pages_of(eight)
     print(f"memory {name}: {pages[name]:,} pages brought anew in one pass")
-table = {name: [1e3 * s for s in values] for name, values in seconds.items()}
-show.figure(show.curves.bars(table, "ms for eight pictures of 256 px; a dot for each turn"), alt=(
+kept_ms = {name: [1e3 * s for s in values] for name, values in seconds.items()}
+show.figure(show.curves.bars(kept_ms, "ms for eight pictures of 256 px; a dot for each turn"), alt=(
     "Two horizontal bars, milliseconds of a forward pass of eight pictures, with a dot for each turn: "
-    + ", ".join(f"memory {name} {np.median(values):.0f}" for name, values in table.items()) + "."))
+    + ", ".join(f"memory {name} {np.median(values):.0f}" for name, values in kept_ms.items()) + "."))
 
 # %% [markdown]
 # *What to look for.* On Linux the pages are gone and the second bar is the shorter one; by how much
 # depends on what a page costs there. Elsewhere both are alike. The price is that the process stays as
 # large as it ever was, or a little larger. So a *program* decides this, no library: every command of
 # `segformer-lite` but `bench` does, and a script of your own may, in one line at its head. (Restart the
-# kernel before you run the cells of new tensors again: their step is gone now.)
+# kernel before you run this cell, or those of new tensors, again: what they show is gone now.)
 
 # %% [markdown]
 # ## Beside others
@@ -1295,27 +1298,27 @@ show.figure(show.curves.bars(table, "ms for eight pictures of 256 px; a dot for 
 # measured by that command on the machine that it names:
 
 # %% tags=["nbval-ignore-output"]
-rows = {}
+cases_read = {}
 for path in sorted(RESULTS.glob("speed*.json"), key=lambda path: path.stem):
     record = json.loads(path.read_text(encoding="utf-8"))
     for row in record["rows"]:
         name = f"{record['variant'].upper()} {row['precision']} {row['size']} px x {row['batch']}"
         name += " compiled" if row["compiled"] else " kept" if path.stem.endswith("kept") else ""
-        rows[row["work"], name] = row
-print(f"{record['device']}, {record['threads']} threads, {len(rows)} cases;",
+        cases_read[row["work"], name] = row
+print(f"{record['device']}, {record['threads']} threads, {len(cases_read)} cases;",
       ", ".join(f"{package} {version}" for package, version in record["versions"].items()))
 shares = {key: row["peak_mb"]["segformer_lite"] / row["peak_mb"]["transformers"]
-          for key, row in rows.items()}
+          for key, row in cases_read.items()}
 for key in (min(shares, key=shares.get), max(shares, key=shares.get)):
     print(f"peak memory, {' '.join(key)}: {shares[key]:.2f} of theirs")
 print("ours: work and bytes, as shares of what a large matrix product and a large copy reach")
-for (task, name), row in rows.items():
+for (task, name), row in cases_read.items():
     print(f"  {task:<10}{name:<28}{row['share_of_matrix_product']:4.0%}{row['share_of_copy']:6.0%}")
 
 # %% tags=["nbval-ignore-output"]
-fig, axes = plt.subplots(1, 2, figsize=(7, 1.2 + 0.1 * len(rows)), sharex=True)
+fig, axes = plt.subplots(1, 2, figsize=(7, 1.2 + 0.1 * len(cases_read)), sharex=True)
 for ax, task in zip(axes, ("inference", "training")):
-    cases = {name: row for (kind, name), row in rows.items() if kind == task}
+    cases = {name: row for (kind, name), row in cases_read.items() if kind == task}
     for place, (name, row) in enumerate(cases.items()):
         low, middle, high = row["times_faster_than"]["transformers"]
         ax.plot([low, high], [place, place], color=show.COLOURS["sky"], lw=5)
@@ -1325,7 +1328,7 @@ for ax, task in zip(axes, ("inference", "training")):
     ax.invert_yaxis()
     ax.set(title=task, xlabel="times as fast as transformers", xlim=(0, None))
 medians = [f"{task} {name} {row['times_faster_than']['transformers'][1]:.1f}"
-           for (task, name), row in rows.items()]
+           for (task, name), row in cases_read.items()]
 show.figure(fig, alt=(
     "For inference and training, a dot for each case, how many times as fast this package is as "
     "transformers, with the quartiles as a bar and a dashed line at 1: " + ", ".join(medians) + "."))
@@ -1347,8 +1350,8 @@ show.figure(fig, alt=(
 # can come near to 100 %.
 #
 # **A figure for CUDA is missing.** No GPU was at hand when these were measured, and none is guessed. On
-# yours the first line measures the same as here, the second all that waits for a GPU, within eight
-# minutes:
+# yours the first line measures the same as here, the second the speeds that wait for a GPU, within
+# eight minutes:
 #
 #     segformer-lite bench --sizes 256 512 1024 --precisions fp32 bf16 --out work/speed.json
 #     python benchmarks/gpu.py
@@ -1382,7 +1385,8 @@ show.figure(fig, alt=(
 # ## In short
 #
 # - In turns, ratios, medians with their spread.
-# - Time is the larger of arithmetic and bytes. B0 is narrow, and much of it lies left of the ridge.
+# - Time is the larger of arithmetic and bytes. What no FLOP count knows lies left of the ridge; narrow
+#   linear maps come near it.
 # - Fewer bytes beat fewer FLOPs: strips that stay in the cache, sums in place, maps at low resolution.
 # - New large tensors cost pages; on Linux from 32 MiB on, unless the program keeps what it freed.
 # - The same product takes another time in another library. Ask your processor.

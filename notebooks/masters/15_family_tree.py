@@ -444,12 +444,12 @@ class Atrous(nn.Module):
 
 deeplab = sl.create_model("deeplabv3plus", num_classes=CLASSES).eval()
 channels = deeplab.encoder.dims[-1]
-atrous, x = Atrous(channels, channels // 4, rates=(2, 4, 6)).eval(), torch.randn(1, channels, 12, 12)
-_ = toy_run(atrous, x)
+atrous, deep = Atrous(channels, channels // 4, rates=(2, 4, 6)).eval(), torch.randn(1, channels, 12, 12)
+_ = toy_run(atrous, deep)
 
 # %%
 atrous.load_state_dict(deeplab.decoder.aspp.state_dict(), strict=True)
-torch.testing.assert_close(atrous(x), deeplab.decoder.aspp(x), rtol=0, atol=0)
+torch.testing.assert_close(atrous(deep), deeplab.decoder.aspp(deep), rtol=0, atol=0)
 print(f"equal; {parameters(atrous):,} parameters, the whole network has {parameters(deeplab):,}")
 
 # %% [markdown]
@@ -510,7 +510,7 @@ for side in (96, 512):
 # and the other three stages give the coarse ones. The package's SETR has patches of 8, because a
 # picture of 96 pixels would have only 6 × 6 patches of 16.
 #
-# The paper lists the differences to SETR itself (end of section 3.2): four scales instead of one,
+# The paper lists the differences to SETR itself (section 3.3): four scales instead of one,
 # no table, a decoder without 3 × 3 convolutions, and an encoder that was pretrained on ImageNet-1K
 # only.
 
@@ -933,8 +933,8 @@ _ = toy_run(QueryDecoder((32, 64, 160, 256), 256, CLASSES).eval(), maps)
 
 # %%
 rows = ["111000000", "000111000", "000000111"], ["111111000", "100000000", "000000111"]
-objects, masks = (torch.tensor([[float(pixel) for pixel in row] for row in some]) for some in rows)
-cost = 1 - 2 * masks @ objects.T / (masks.sum(1, keepdim=True) + objects.sum(1))  # 1 - Dice
+objects, drawn = (torch.tensor([[float(pixel) for pixel in row] for row in some]) for some in rows)
+cost = 1 - 2 * drawn @ objects.T / (drawn.sum(1, keepdim=True) + objects.sum(1))  # 1 - Dice
 print(cost)
 
 
@@ -967,7 +967,7 @@ maskformer = in_its_place("MaskFormer's queries", decoder=QueryDecoder)
 # ## What each costs
 #
 # All of it again, at 128 × 128 pixels and 11 classes. The first four rows are whole networks, the
-# others SegFormer-B0 with one thing changed.
+# others SegFormer-B0 with one neighbour's idea in it (PVT's and CPVT's take two parts).
 
 # %%
 print(f"{'':26s}{'parameters':>12s}{'M MACs':>9s}")

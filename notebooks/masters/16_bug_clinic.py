@@ -56,8 +56,8 @@ show.network(lit=("image", "patch_embed", "attention", "mix_ffn", "decoder", "ma
 # segmentation fit perfectly. The network learns *something*, the loss falls, a picture comes out.
 # **How do you notice, and how do you find the line?**
 #
-# The course's CT phantom serves as the patient's body: slices that show the heart, cut to the middle
-# 160 pixels. Pictures go in at 64 × 64, labels stay at 160 × 160 for now. Three classes:
+# The course's CT phantom serves as the patient's body: slices that show the heart, cut to 160 × 160
+# pixels around it. Pictures go in at 64 × 64, labels stay at 160 × 160 for now. Three classes:
 # background, lung, heart.
 
 # %% tags=["nbval-ignore-output"]
@@ -883,11 +883,11 @@ print("rate at step 20 of 150: healthy", round(rate(19, 150), 4), "| patient", r
 # <details>
 # <summary><b>Answer</b></summary>
 #
-# **B.** The rate is 1 where 0.01 was meant. AdamW moves *every* weight by about the learning rate in
-# a step, however small its gradient; weights of size 0.1 are gone after one. *Why does the loss not
-# explode?* The norms hold the numbers in check, and the last bias learns the class shares: the loss
-# ends not far below that of the blind answer. **It announces itself** in the curve, and nothing but
-# background in the masks confirms it.
+# **B.** The rate goes up to 1 where 0.01 was meant. AdamW moves *every* weight by about the learning
+# rate in a step, however small its gradient; weights of size 0.1 are gone early in the warm-up. *Why
+# does the loss not explode?* The norms hold the numbers in check, and the last bias learns the class
+# shares: the loss ends not far below that of the blind answer. **It announces itself** in the curve,
+# and nothing but background in the masks confirms it.
 #
 # </details>
 
