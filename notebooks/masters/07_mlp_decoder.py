@@ -941,7 +941,7 @@ show.figure(fig, alt=(
 # If the notebook is running, move the disc and the stride yourself:
 
 # %% tags=["nbval-ignore-output"]
-from ipywidgets import Dropdown, FloatSlider, interact
+from ipywidgets import FloatSlider, SelectionSlider, interact
 
 
 def try_disc(radius, stride, place):
@@ -954,7 +954,7 @@ def try_disc(radius, stride, place):
 
 
 _ = interact(try_disc, radius=FloatSlider(value=6, min=1, max=32, step=0.5, continuous_update=False),
-             stride=Dropdown(options=[1, 2, 4, 8, 16], value=4),
+             stride=SelectionSlider(options=[1, 2, 4, 8, 16], value=4, continuous_update=False),
              place=FloatSlider(value=0, min=0, max=8, step=0.5, continuous_update=False))
 
 # %% [markdown]
