@@ -293,9 +293,10 @@ def test_the_table_of_speeds_has_every_case_of_its_files(benchmarks, tmp_path):
     row = content["rows"][0]
     row["times_faster_than"] = {"transformers": [2, 3, 4]}  # the only peer that was installed
     row["peak_mb"] = {"segformer_lite": 10, "transformers": 40}
+    row["ms"]["segformer_lite"] = [2.5, 2.63, 3]
     (tmp_path / "cuda-speed.json").write_text(json.dumps(content | {"device": "a card", "rows": [row]}))
     page = speed_table.page(tmp_path)
-    assert "| 3.00 (2.00 to 4.00), 0.25 |  |  |" in page and "a card" in page
+    assert "| 3.00 (2.00 to 4.00), 0.25 |  |  |" in page and "a card" in page and "| 2.63 |" in page
 
 
 def test_a_bench_that_is_stopped_keeps_what_it_has_measured(monkeypatch, tmp_path):

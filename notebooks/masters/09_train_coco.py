@@ -130,8 +130,7 @@ length = {"steps": 4, "eval_every": 2, "data_options": {"limit": 24}} if session
 if full and not TRAIN:
     folder = found
 else:
-    config = settings if full else replace(settings, folder=tempfile.mkdtemp(dir=scratch.name),
-                                                 **length)
+    config = settings if full else replace(settings, folder=tempfile.mkdtemp(dir=scratch.name), **length)
     folder = sl.train(config, progress=not session.quick).folder
 history = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 model = sl.load_model(folder)[0].to(session.device).eval()
