@@ -1,6 +1,7 @@
 """Metrics on drawings one can check by eye, and the report of a data set."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from segformer_lite import threads
 from segformer_lite.evaluation import Report, aligned_size, evaluate, metrics
 from segformer_lite.evaluation import report as reports
-from segformer_lite.models import Segmenter, upsample
+from segformer_lite.models import Segmenter, upsample, upsampling
 
 
 def matrix(label, prediction, classes):
@@ -259,10 +260,36 @@ def test_pictures_of_many_shapes_do_not_all_wait_in_memory(monkeypatch):
     assert max(behind[:33]) == 8 and len(behind) == 40
 
 
-@pytest.mark.parametrize("strip", [1, 500, 2**24])
-def test_losses_are_those_of_the_whole_picture_at_the_labels_resolution(strip, monkeypatch):
-    monkeypatch.setattr(reports, "STRIP", strip)
-    logits, label = torch.randn(3, 5, 7), torch.randint(0, 3, (20, 24))
+@pytest.mark.parametrize("large", [False, True])
+def test_pictures_are_counted_side_by_side_but_large_ones_one_at_a_time(large, monkeypatch):
+    class Many(Drawings):
+        def __len__(self):
+            return 12
+
+    expected = evaluate(FromRed(), Many(), progress=False)
+    size_counts, inside, most = metrics.size_counts, [], []
+
+    def slow(*args):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return size_counts(*args)
+
+    monkeypatch.setattr(metrics, "size_counts", slow)
+    monkeypatch.setattr(threads, "AT_ONCE", 4)
+    monkeypatch.setattr(reports, "LARGE", 1999 if large else 2400)
+    report = evaluate(FromRed(), Many(), progress=False)
+    assert (max(most) == 1) == large and len(most) == 12
+    assert np.array_equal(report.confusion, expected.confusion) and report.losses == expected.losses
+    assert np.array_equal(report.boundary, expected.boundary) and np.array_equal(report.sizes, expected.sizes)
+
+
+@pytest.mark.parametrize("classes", [3, 81])
+@pytest.mark.parametrize("part", [1, 500, 2**20])
+def test_losses_are_those_of_the_whole_picture_at_the_labels_resolution(part, classes, monkeypatch):
+    monkeypatch.setattr(upsampling, "PART", part)
+    logits, label = torch.randn(classes, 5, 7), torch.randint(0, classes, (20, 24))
     label[3:9] = 255
     whole = torch.nn.functional.cross_entropy(upsample(logits[None], (20, 24)), label[None], ignore_index=255)
     assert reports._cross_entropy(logits, label, 255).item() == pytest.approx(whole.item(), rel=1e-5)

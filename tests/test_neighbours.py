@@ -10,8 +10,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import segformer_lite as sl
-from segformer_lite.models import FCN8s, ResNet, SegNet, UNet, ViT, cnn, resnet
-from segformer_lite.models.segmenter import upsample
+from segformer_lite.models import FCN8s, ResNet, SegNet, UNet, ViT, cnn, resnet, upsample
 from segformer_lite.training.losses import segmentation_loss
 from segformer_lite.training.schedule import make_optimizer
 

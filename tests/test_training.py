@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import segformer_lite as sl
-from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, losses, segmentation_loss
+from segformer_lite.models import upsampling
+from segformer_lite.training import checkpoint, class_weights, dice_loss, loop, segmentation_loss
 from segformer_lite.training.batches import one_line_errors
 from segformer_lite.training.device import choose_device, mixed_precision
 from segformer_lite.training.schedule import make_optimizer, poly_with_warmup
@@ -41,7 +42,7 @@ def test_loss_is_the_mean_over_valid_pixels_at_label_resolution():
 @pytest.mark.parametrize("pictures", [0.01, 0.2, 0.8, 2, 1000])  # a line, some, a picture in two strips, two, all
 @pytest.mark.parametrize("size", [(5, 6), (20, 24), (31, 7), (1, 1)])  # of logits: smaller, as large, larger, one
 def test_loss_part_by_part_is_the_loss_of_the_whole(size, pictures, classes, weighted, monkeypatch):
-    monkeypatch.setattr(losses.UpsampledCrossEntropy, "PART", int(pictures * classes * 20 * 24))
+    monkeypatch.setattr(upsampling, "PART", int(pictures * classes * 20 * 24))
     logits = torch.randn(3, classes, *size, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, classes, (3, 20, 24))
     labels[1, 5:] = 255

@@ -710,6 +710,7 @@ print("strips of 8 rows: the same gradient as the plain loss")
 # and gives each strip only the old rows it needs:
 
 # %%
+from segformer_lite.models.upsampling import PART
 from segformer_lite.training.losses import UpsampledCrossEntropy, segmentation_loss
 
 print(inspect.getsource(UpsampledCrossEntropy.forward))
@@ -718,7 +719,7 @@ print(inspect.getsource(UpsampledCrossEntropy.forward))
 small.grad = None
 segmentation_loss(small, labels[:, :64, :64]).backward()
 torch.testing.assert_close(small.grad, gradient / counted)
-print("the package's gradient: the same;", f"a part holds {UpsampledCrossEntropy.PART * 4 / 2**20:.0f} MiB")
+print("the package's gradient: the same;", f"a strip holds {PART * 4 / 2**20:.0f} MiB")
 
 # %% [markdown]
 # 4 MiB, about what a core's cache holds: the strip is upsampled, turned into probabilities and

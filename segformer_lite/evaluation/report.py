@@ -2,8 +2,12 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -13,13 +17,15 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
 
 from ..files import write_text
-from ..models import Segmenter, device_of, interpolation, label_map, preprocess
+from ..models import Segmenter, device_of, label_map, preprocess
+from ..models.upsampling import pixels, strips
 from ..threads import in_threads
 from . import metrics
 
 LONGEST = 32  # times its short side is a picture's long side at most
 MOST_WAITING = 8  # batches of pictures that wait for others of their shape
-STRIP = 2**24  # values of upsampled logits at a time
+LARGE = 2**20  # pixels; pictures of more are counted one at a time
+_alone = Lock()
 
 
 @dataclass
@@ -162,8 +168,8 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
 
     Arguments: `model`, on any device, evaluated as it is (its mode is restored); `dataset`: items (uint8 image,
     int64 label map), `classes`, `ignore_index`; `size`: short side in px that pictures are resized to before the
-    network sees them (None: as they are); logits are upsampled back to each label map before the decision. Items
-    are read ahead by several threads.
+    network sees them (None: as they are); logits are upsampled back to each label map before the decision. Threads
+    read items ahead, and count behind.
     Raises ValueError when model and data set differ in the number of classes, or a label is none of them.
     """
     num_classes = len(dataset.classes)
@@ -173,19 +179,26 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
     report = Report(list(dataset.classes), np.zeros((num_classes, num_classes), np.int64),
                     np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 5), np.int64),
                     [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
-    device = device_of(model)
+    count = partial(_count, num_classes=num_classes, ignore_index=dataset.ignore_index)
+    counted = in_threads(count, _judged(model, dataset, size, batch_size))
     was_training = model.training
     model.eval()
     try:
-        with tqdm(total=len(dataset), desc="evaluate", unit="img", disable=not progress, leave=False) as bar:
-            for indices, images, labels in _batches(dataset, size, batch_size):
-                logits = model(preprocess(images.to(device)))
-                for i, label, logit in zip(indices, labels, logits.float(), strict=True):
-                    _count(report, i, logit, label, dataset.ignore_index)
-                bar.update(len(indices))
+        for i, *counts, loss in tqdm(counted, desc="evaluate", total=len(dataset), unit="img", disable=not progress,
+                                     leave=False):
+            for whole, part in zip((report.confusion, report.boundary, report.sizes), counts, strict=True):
+                whole += part
+            report.losses[i] = loss
     finally:
         model.train(was_training)
     return report
+
+
+def _judged(model: Segmenter, dataset, size: int | None, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """What the network makes of the items, in any order: (index, logits (K, h, w), label map (H, W))."""
+    device = device_of(model)
+    for indices, images, labels in _batches(dataset, size, batch_size):
+        yield from zip(indices, model(preprocess(images.to(device))).float(), labels, strict=True)
 
 
 def _batches(dataset, size: int | None, batch_size: int):
@@ -210,14 +223,20 @@ def _stack(group: list) -> tuple:
     return indices, torch.stack(images), labels
 
 
-def _count(report: Report, i: int, logits: Tensor, label: Tensor, ignore_index: int) -> None:
-    """Add one picture's counts to the report: `logits` (K, h, w), `label` (H, W)."""
-    num_classes, there = len(report.classes), label.to(logits.device)
-    prediction = label_map(logits[None], label.shape)[0]
-    report.confusion += metrics.confusion_matrix(prediction, there, num_classes, ignore_index).cpu().numpy()
-    report.boundary += metrics.boundary_counts(prediction, there, num_classes, ignore_index).numpy()
-    report.sizes += metrics.size_counts(prediction, label, ignore_index)
-    report.losses[i] = float(_cross_entropy(logits, there, ignore_index))
+@torch.inference_mode()  # each thread has its own
+def _count(item: tuple[int, Tensor, Tensor], num_classes: int, ignore_index: int) -> tuple:
+    """What a picture adds to a report: its index, its confusion, boundary and sizes, and its loss.
+
+    Argument `item`: see `_judged`. Large pictures wait for each other: a count takes a hundred bytes a pixel and more.
+    """
+    i, logits, label = item
+    with _alone if label.numel() > LARGE else nullcontext():
+        there = label.to(logits.device)
+        prediction = label_map(logits[None], label.shape)[0]
+        return (i, metrics.confusion_matrix(prediction, there, num_classes, ignore_index).cpu().numpy(),
+                metrics.boundary_counts(prediction, there, num_classes, ignore_index).numpy(),
+                metrics.size_counts(prediction, label, ignore_index),
+                float(_cross_entropy(logits, there, ignore_index)))
 
 
 def _cross_entropy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
@@ -225,8 +244,6 @@ def _cross_entropy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
 
     All 81 classes of COCO at the size of a photograph are gigabytes.
     """
-    rows, columns = (interpolation(a, b, logits) for a, b in zip(logits.shape[1:], label.shape, strict=True))
-    wide, lines = logits @ columns.T, max(1, STRIP // (len(logits) * label.shape[1]))  # (K, h, W)
-    parts = (F.cross_entropy((part @ wide)[None], truth[None], ignore_index=ignore_index, reduction="sum")
-             for part, truth in zip(rows.split(lines), label.split(lines), strict=True))
+    parts = (F.cross_entropy(*pixels(logits[None][where], matrices, truth), ignore_index=ignore_index, reduction="sum")
+             for where, matrices, truth in strips(logits[None], label[None]))
     return torch.stack(list(parts)).sum() / (label != ignore_index).sum().clamp(min=1)

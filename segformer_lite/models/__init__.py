@@ -5,7 +5,8 @@ from .cnn import FCN8s, SegNet, UNet
 from .registry import create_model, list_models
 from .resnet import DeepLabV3Plus, PSPNet, ResNet
 from .segformer import MixTransformer, MLPDecoder, SegFormer
-from .segmenter import Segmenter, device_of, interpolation, label_map, preprocess, upsample
+from .segmenter import Segmenter, device_of, preprocess
+from .upsampling import interpolation, label_map, upsample
 from .vit import SETR, ViT
 
 __all__ = ["SETR", "DeepLabV3Plus", "EfficientSelfAttention", "FCN8s", "MLPDecoder", "MixFFN", "MixTransformer",

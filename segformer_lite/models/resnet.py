@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cnn import conv_bn_relu, init_he
-from .segmenter import Segmenter, require_size, upsample
+from .segmenter import Segmenter, require_size
+from .upsampling import upsample
 
 
 class BasicBlock(nn.Module):

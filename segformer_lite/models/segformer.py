@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import EfficientSelfAttention, Linear, MixFFN, OverlapPatchEmbed, TransformerBlock, linear_map
-from .segmenter import Segmenter, require_size, upsample
+from .segmenter import Segmenter, require_size
+from .upsampling import upsample
 
 
 class Variant(NamedTuple):

@@ -1,11 +1,11 @@
 """What every network in the course shares: how pictures go in and how label maps come out."""
 
-from collections.abc import Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .upsampling import label_map
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,33 +30,6 @@ def imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (3, 1, 1) of values 0..255. Kept: a copy to a GPU waits for all that it has to do."""
     mean, std = (torch.tensor(values).view(3, 1, 1).to(device) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std
-
-
-def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of a (B, K, h, w) map to (B, K, *size), pixel areas aligned (align_corners=False)."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def label_map(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The class of each pixel, `upsample(logits, size).argmax(1)`: (B, K, h, w) -> int64 (B, *size).
-
-    Sixteen classes at a time: all 150 of ADE20K at the size of a photograph are gigabytes.
-    """
-    largest, labels = upsample(logits[:, :16], size).max(dim=1)
-    for first in range(16, logits.shape[1], 16):
-        value, label = upsample(logits[:, first:first + 16], size).max(dim=1)
-        labels = torch.where(value > largest, label + first, labels)
-        largest = torch.maximum(value, largest)
-    return labels
-
-
-def interpolation(length: int, size: int, like: Tensor) -> Tensor:
-    """Bilinear resize of one axis as a matrix (size, length): `upsample(x)` is rows @ x @ columns.T.
-
-    Each line holds the shares of the two nearest of `length` values; `like`: a tensor for device and dtype.
-    """
-    identity = torch.eye(length, device=like.device, dtype=like.dtype)
-    return F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
 
 
 def require_size(x: Tensor) -> None:

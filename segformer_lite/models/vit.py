@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from .blocks import TransformerBlock
 from .cnn import conv_bn_relu, init_he
 from .segformer import Stage, init_weights
-from .segmenter import Segmenter, require_size, upsample
+from .segmenter import Segmenter, require_size
+from .upsampling import upsample
 from .variants import MLPFFN
 
 

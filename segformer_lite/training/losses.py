@@ -1,14 +1,14 @@
 """The loss: cross-entropy of every labelled pixel, weighted by class where asked, and Dice of whole regions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models import interpolation, upsample
+from ..models import upsample
+from ..models.upsampling import pixels, strips
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255,
@@ -42,17 +42,12 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     their gradient is as large. A sum's gradient can be taken part by part: only one part exists at a time.
     """
 
-    PART = 2**20  # values of upsampled logits in a part: 4 MiB in float32, about what a core's cache holds
-    GPU = 64  # parts of a CPU in one of a GPU, which would idle between smaller ones
-
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
         total, gradient = logits.new_zeros(()), torch.zeros_like(logits)
-        device = logits.device.type
-        values = UpsampledCrossEntropy.PART * (1 if device == "cpu" else UpsampledCrossEntropy.GPU)
-        for where, matrices, label in strips(logits, labels, values):
+        for where, matrices, label in strips(logits, labels):
             part = logits[where].detach().requires_grad_()
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(device, enabled=False):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]), torch.autocast(logits.device.type, enabled=False):
                 loss = F.cross_entropy(*pixels(part, matrices, label), weights, ignore_index=ignore_index,
                                        reduction="sum")
             total += loss.detach()
@@ -65,42 +60,6 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.saved_tensors[0].mul_(gradient), None, None, None  # in place: it is needed once
-
-
-def strips(logits: Tensor, labels: Tensor, values: int) -> Iterator[tuple]:
-    """Cut labels (B, H, W) into strips of about `values` upsampled logits: some pictures, or some rows of one.
-
-    Yields for each: where in `logits` (B, K, h, w) its neighbours are, the matrices that upsample their rows and
-    columns (see `interpolation`), None where the logits are as large as the labels, and the strip's labels.
-    """
-    height, width = labels.shape[-2:]
-    as_large = logits.shape[2:] == labels.shape[1:]
-    rows, columns = interpolation(logits.shape[2], height, logits), interpolation(logits.shape[3], width, logits)
-    lines = max(1, values // (logits.shape[1] * width))
-    pictures, lines = max(1, lines // height), min(lines, height)
-    scale = logits.shape[2] / height
-    for i, j in product(range(0, len(labels), pictures), range(0, height, lines)):
-        label = labels[i:i + pictures, j:j + lines]
-        first = max(0, int((j + 0.5) * scale - 0.5))  # of the two rows of logits nearest to the strip's first line
-        last = int((j + label.shape[1] - 0.5) * scale - 0.5) + 1
-        near = slice(j, j + lines) if as_large else slice(first, last + 1)
-        matrices = None if as_large else (rows[j:j + lines, near], columns)
-        yield (slice(i, i + pictures), slice(None), near), matrices, label
-
-
-def pixels(logits: Tensor, matrices: tuple[Tensor, Tensor] | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Upsampled logits and labels as cross-entropy takes them fastest: as maps, (B, K, H, W) and (B, H, W); many
-    classes on a CPU as one row for each pixel, (B H W, K) and (B H W), as the decoder leaves them in memory."""
-    if logits.shape[1] < 64 or logits.device.type != "cpu":
-        if matrices:
-            rows, columns = matrices
-            logits = rows @ (logits @ columns.T)
-        return logits, labels
-    values = logits.permute(0, 2, 3, 1)  # (B, h, w, K)
-    if matrices:
-        rows, columns = matrices
-        values = rows @ (columns @ values).flatten(2)
-    return values.reshape(-1, logits.shape[1]), labels.flatten()
 
 
 def dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
