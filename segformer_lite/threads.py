@@ -11,13 +11,16 @@ Place = TypeVar("Place")
 Item = TypeVar("Item")
 
 
-def in_threads(load: Callable[[Place], Item], places: Iterable[Place]) -> Iterator[Item]:
-    """What `load` makes of each place, in order, made ahead while the caller works on what it has."""
+def in_threads(load: Callable[[Place], Item], places: Iterable[Place], at_once: int | None = None) -> Iterator[Item]:
+    """What `load` makes of each place, in order, made ahead while the caller works on what it has.
+
+    `at_once`: so many at most are in memory (default: `AT_ONCE`).
+    """
     with ThreadPoolExecutor() as pool:
         waiting: deque[Future[Item]] = deque()
         for place in places:
             waiting.append(pool.submit(load, place))
-            if len(waiting) >= AT_ONCE:
+            if len(waiting) >= (at_once or AT_ONCE):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -8,7 +8,8 @@ from segformer_lite import threads
 from segformer_lite.threads import in_threads
 
 
-def test_items_come_in_order_and_only_a_few_wait(monkeypatch):
+@pytest.mark.parametrize("at_once", [None, 1, 5])
+def test_items_come_in_order_and_only_a_few_wait(at_once, monkeypatch):
     monkeypatch.setattr(threads, "AT_ONCE", 3)
     made = []
 
@@ -17,8 +18,8 @@ def test_items_come_in_order_and_only_a_few_wait(monkeypatch):
         made.append(place)
         return -place
 
-    for number, item in enumerate(in_threads(load, range(20))):
-        assert item == -number and len(made) <= number + 3
+    for number, item in enumerate(in_threads(load, range(20), at_once)):
+        assert item == -number and len(made) <= number + (at_once or 3)
     assert sorted(made) == list(range(20)) and list(in_threads(load, [])) == []
 
 

@@ -24,7 +24,8 @@ from . import metrics
 
 LONGEST = 32  # times its short side is a picture's long side at most
 MOST_WAITING = 8  # batches of pictures that wait for others of their shape
-LARGE = 2**20  # pixels; pictures of more are counted one at a time
+COUNTED = 4  # pictures at a time: each thread that counts has threads of its own below
+LARGE = 2**21  # pixels; pictures of more are counted one at a time
 _alone = Lock()
 
 
@@ -180,7 +181,7 @@ def evaluate(model: Segmenter, dataset, size: int | None = None, batch_size: int
                     np.zeros((2, num_classes), np.int64), np.zeros((len(metrics.SIZE_BINS), 5), np.int64),
                     [0.0] * len(dataset), list(getattr(dataset, "names", map(str, range(len(dataset))))))
     count = partial(_count, num_classes=num_classes, ignore_index=dataset.ignore_index)
-    counted = in_threads(count, _judged(model, dataset, size, batch_size))
+    counted = in_threads(count, _judged(model, dataset, size, batch_size), COUNTED)
     was_training = model.training
     model.eval()
     try:
