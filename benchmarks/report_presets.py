@@ -7,11 +7,11 @@
 
 Synthetic pictures of full size, a third of them upright: random pixels cost what real ones cost, once they are packed
 (`data pack`). A step is the run's own: pinned canvases go to the GPU, are augmented there (on a CPU: before), forward,
-loss, backward, AdamW. Loading is not in it, workers do that meanwhile: benchmarks/data_rates.py measures it. Nor are
-validations. Beside the hours stand floors, what the machine's product and (not compiled) its copy would need for the
-same work, and the operations that took longest. Writes report-presets.json to docs/results, compiled
-report-presets-compiled.json, and a picture of the floors and the profile of each preset's first network, both anew
-after each row.
+loss, backward, AdamW. Loading is not in it, workers do that meanwhile: benchmarks/data_rates.py measures it. The hours
+of the validations follow from some pictures of the originals' size. Beside the hours stand floors, what the machine's
+product and (not compiled) its copy would need for the same work, and the operations that took longest. Writes
+report-presets.json to docs/results, compiled report-presets-compiled.json, and a picture of the floors and the profile
+of each preset's first network, both anew after each row.
 """
 
 import argparse
@@ -45,7 +45,19 @@ from segformer_lite.training.loop import train_step
 
 NETWORKS = ("segformer_b0", "segformer_b0_report", "unet")
 ceilings = cache(speed.ceilings)  # asked once, not for each row
-PRESETS = {"report-coco": (50_000, 81, 4 / 3), "report-chest-ct": (15_000, 4, 1)}  # pictures, classes, width / height
+# Pictures to learn and to validate, classes, height and width.
+PRESETS = {"report-coco": (50_000, 5_000, 81, (480, 640)), "report-chest-ct": (15_000, 3_000, 4, (512, 512))}
+JUDGED = 64  # pictures of which a validation is timed
+
+
+class HeldOut(list):
+    """Pictures with labels as `evaluate` wants a data set."""
+
+    ignore_index = 255
+
+    def __init__(self, pictures: list, classes: int):
+        super().__init__(pictures)
+        self.classes = [str(number) for number in range(classes)]
 
 
 @cache
@@ -90,15 +102,15 @@ def batches(source: list, config: sl.TrainConfig, steps: int, device: torch.devi
 
 
 def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace, device: torch.device) -> dict:
-    """Pictures a second, memory, the projected hours and their floors, idle time, profile of one network and preset."""
-    count, classes, aspect = PRESETS[preset]
+    """Pictures a second, memory, projected hours and their floors, idle time, profile of one network and preset."""
+    count, judged, classes, (height, width) = PRESETS[preset]
     config, steps = sl.TrainConfig.preset(preset, model=network, batch_size=batch_size), args.steps
     torch.manual_seed(0)
     model = sl.create_model(network, classes).to(device, memory_format=weights_layout(device))
     runs, optimizer = model, sl.training.make_optimizer(model, config.lr)
     dtype = choose_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    source = loaded(synthetic(args.pictures, classes, config.short_side, aspect), config, device)
+    source = loaded(synthetic(args.pictures, classes, config.short_side, width / height), config, device)
 
     def train(steps: int) -> None:
         for images, labels in batches(source, config, steps, device):
@@ -131,7 +143,25 @@ def measure(preset: str, network: str, batch_size: int, args: argparse.Namespace
         used = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         row |= {key: round(size / 2**30, 2) for key, size in zip(("peak_gb", "reserved_gb"), used, strict=True)}
         row["gpu_idle"] = round(max(0.0, 1 - worked / watched * rate / batch_size), 4) if worked else None
+    held_out = HeldOut(synthetic(min(JUDGED, args.pictures), classes, height, width / height), classes)
+    judging = validations(count, config) * judged * seconds_to_judge(model, held_out, config)
+    row["validation_hours"] = round(judging / 3600, 3)
     return row | {"slowest": slowest}
+
+
+def validations(count: int, config: sl.TrainConfig) -> int:
+    """How often a run on `count` pictures looks at the others: on its way, and at its end."""
+    steps = math.ceil(config.epochs * count / config.batch_size)
+    return (steps - 1) // config.eval_every + 1
+
+
+def seconds_to_judge(model: sl.models.Segmenter, held_out: HeldOut, config: sl.TrainConfig) -> float:
+    """Of one picture, that needs no reading."""
+    few = HeldOut(held_out[:8], model.num_classes)
+    for pictures in (few, held_out):  # the few to warm up
+        began = time.perf_counter()
+        sl.evaluation.evaluate(model, pictures, config.short_side, progress=False)
+    return (time.perf_counter() - began) / len(held_out)
 
 
 def wait(device: torch.device) -> None:
@@ -240,7 +270,10 @@ def draw(rows: list[dict]) -> Figure:
     ax, *panels = axes[0]
     names = [f"{row['preset']}, {row['network']}" + (f", {row['card_gb']:g} GB" if "card_gb" in row else "")
              for row in measured]
-    ax.barh(names, [row["hours"] for row in measured], color=COLOURS["sky"], label="projected")
+    training = [row["hours"] for row in measured]
+    ax.barh(names, training, color=COLOURS["sky"], label="projected")
+    ax.barh(names, [row["validation_hours"] for row in measured], left=training, color=COLOURS["grey"],
+            label="validations")
     for floor, mark, colour in (("product", "o", "blue"), ("copy", "s", "orange")):
         ax.plot([row["hours_at_least"].get(floor, math.nan) for row in measured], names, mark, color=COLOURS[colour],
                 label=f"at least, by the {floor}")

@@ -342,14 +342,22 @@ def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, t
     import report_presets
 
     monkeypatch.setattr(report_presets, "NETWORKS", ("segformer_b0",))
-    monkeypatch.setattr(report_presets, "PRESETS", {"report-coco": (1000, 81, 4 / 3)})
+    monkeypatch.setattr(report_presets, "PRESETS", {"report-coco": (1000, 300, 81, (480, 640))})
     arguments = ["--steps", "1", "--pictures", "2", "--batch-size", "1", "--out", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["report_presets.py", *arguments])
+    judged, to_judge = [], report_presets.seconds_to_judge
+
+    def seconds_to_judge(model, held_out, config):
+        judged.extend([len(held_out), to_judge(model, held_out, config)])
+        return judged[1]
+
+    monkeypatch.setattr(report_presets, "seconds_to_judge", seconds_to_judge)
     report_presets.main()
     content = json.loads((tmp_path / "report-presets.json").read_text())
     row, = content["rows"]
     assert row["hours"] == pytest.approx(1000 * 100 / row["pictures_per_second"] / 3600, rel=0.05)
     assert "--steps 1" in content["command"]
+    assert judged[0] == 2 and row["validation_hours"] == pytest.approx(10 * 300 * judged[1] / 3600, abs=1e-3)
     assert set(row["hours_at_least"]) == {"product", "copy"} and 0 < max(row["hours_at_least"].values()) < row["hours"]
     shares = list(row["slowest"].values())
     assert len(shares) == 8 and shares == sorted(shares, reverse=True) and 0.3 < sum(shares) <= 1
@@ -359,6 +367,12 @@ def test_report_presets_writes_a_row_for_each_network(benchmarks, monkeypatch, t
     report_presets.main()  # fused code copies less than the operations that it is made of: that is no floor of it
     row, = json.loads((tmp_path / "report-presets-compiled.json").read_text())["rows"]
     assert set(row["hours_at_least"]) == {"product"} and row["compiled"] == "default"
+
+
+def test_a_run_of_the_reports_presets_is_validated_eight_and_five_times(benchmarks):
+    from report_presets import PRESETS, validations
+
+    assert [validations(PRESETS[name][0], sl.TrainConfig.preset(name)) for name in PRESETS] == [8, 5]
 
 
 def test_a_smaller_card_gets_half_the_batch_until_it_fits(benchmarks, monkeypatch):
