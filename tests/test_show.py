@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import segformer_lite as sl
-from segformer_lite.show import masks, plots
+from segformer_lite.show import curves, masks, plots
 
 
 @pytest.mark.parametrize("colours", [256, 128])
@@ -38,3 +38,15 @@ def test_class_colours_survive_the_smaller_palette(colours):
 def test_a_picture_of_few_colours_stays_as_it_is():
     pixels = np.random.default_rng(0).choice([0, 90, 255], (40, 50, 3)).astype(np.uint8)
     assert np.array_equal(plots.fewer_colours(Image.fromarray(pixels), 256).convert("RGB"), pixels)
+
+
+def test_bars_of_ratios_go_to_the_median_with_the_quartiles_those_of_seeds_to_the_mean():
+    values = [1.0, 2.0, 3.0, 4.0, 20.0]
+    for fig, middle, low, high in ((curves.bar_panels({"a peer": {"a case": values}}, "ratio"), 3, 2, 4),
+                                   (curves.bars({"a case": values}, "mIoU"), 6, 6 - np.std(values, ddof=1),
+                                    6 + np.std(values, ddof=1))):
+        bar, line = fig.axes[0].containers[::-1]
+        assert bar.patches[0].get_width() == pytest.approx(middle)
+        (ends,) = line.lines[2][0].get_segments()
+        assert ends[:, 0] == pytest.approx([low, high])
+        plt.close(fig)

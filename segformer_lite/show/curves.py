@@ -49,15 +49,16 @@ def bars(table: Mapping[str, Sequence[float]], label: str) -> Figure:
 
 
 def bar_panels(tables: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
-    """The bars of several tables with the same rows side by side, from 0, with a dashed line at 1.
+    """Bars of ratios, several tables with the same rows side by side, from 0, with a dashed line at 1.
 
+    A bar goes to the median of its row, with the quartiles as a line and a dot for each value.
     tables: title -> a table as `bars` takes it. label: what the values are.
     """
     rows = max(map(len, tables.values()))
     fig, axes = plt.subplots(1, len(tables), figsize=(2.2 + 2.2 * len(tables), 0.9 + 0.25 * rows), squeeze=False,
                              sharex=True, sharey=True, layout="constrained")
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
-        draw_bars(ax, table)
+        draw_bars(ax, table, medians=True)
         ax.axvline(1, color="#333333", linestyle="--", linewidth=1)
         ax.set_title(title, fontsize=9)
     axes[0][0].invert_yaxis()
@@ -66,10 +67,18 @@ def bar_panels(tables: Mapping[str, Mapping[str, Sequence[float]]], label: str) 
     return fig
 
 
-def draw_bars(ax: Axes, table: Mapping[str, Sequence[float]]) -> None:
-    """Draw a bar for each row of a table, from top to bottom once the axis is turned over."""
+def draw_bars(ax: Axes, table: Mapping[str, Sequence[float]], medians: bool = False) -> None:
+    """Draw a bar for each row of a table, from top to bottom once the axis is turned over.
+
+    It goes to the mean of its values, with their standard deviation; `medians`: to the median, with the quartiles.
+    """
     for row, values in enumerate(table.values()):
-        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-        ax.barh(row, np.mean(values), xerr=spread, color=COLOURS["sky"], height=0.6, error_kw={"elinewidth": 1.5})
+        if medians:
+            low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+        else:
+            middle, spread = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+            low, high = middle - spread, middle + spread
+        ax.barh(row, middle, xerr=[[middle - low], [high - middle]], color=COLOURS["sky"], height=0.6,
+                error_kw={"elinewidth": 1.5})
         ax.plot(values, [row] * len(values), "o", color=COLOURS["blue"], markersize=4)
     ax.set_yticks(range(len(table)), list(table))
