@@ -271,9 +271,9 @@ def draw(rows: list[dict]) -> Figure:
     names = [f"{row['preset']}, {row['network']}" + (f", {row['card_gb']:g} GB" if "card_gb" in row else "")
              for row in measured]
     training = [row["hours"] for row in measured]
-    ax.barh(names, training, color=COLOURS["sky"], label="projected")
+    ax.barh(names, training, color=COLOURS["sky"], label="training, projected")
     ax.barh(names, [row["validation_hours"] for row in measured], left=training, color=COLOURS["grey"],
-            label="validations")
+            label="validations, projected")
     for floor, mark, colour in (("product", "o", "blue"), ("copy", "s", "orange")):
         ax.plot([row["hours_at_least"].get(floor, math.nan) for row in measured], names, mark, color=COLOURS[colour],
                 label=f"at least, by the {floor}")
