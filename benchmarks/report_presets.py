@@ -156,7 +156,7 @@ def validations(count: int, config: sl.TrainConfig) -> int:
 
 
 def seconds_to_judge(model: sl.models.Segmenter, held_out: HeldOut, config: sl.TrainConfig) -> float:
-    """Of one picture, that needs no reading."""
+    """How long a validation takes for a picture that is already in memory."""
     few = HeldOut(held_out[:8], model.num_classes)
     for pictures in (few, held_out):  # the few to warm up
         began = time.perf_counter()
